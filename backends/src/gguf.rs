@@ -1,0 +1,3 @@
+//! Model files (to be written).
+/// A model file.
+pub struct ModelFile;

@@ -1,0 +1,8 @@
+//! Whatever makes tokens: model files, plans, kernels, devices and the engine.
+//!
+//! A model file ([`gguf`]) and a family ([`models`]) give a [`plan::Plan`]: a list of fused steps with shapes. A
+//! device compiles it into a [`program::Program`], bespoke to that model. The [`engine`] feeds programs with batches.
+
+pub mod gguf;
+pub mod plan;
+pub mod program;

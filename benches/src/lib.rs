@@ -1,0 +1,1 @@
+//! Benches and the comparison with peers.

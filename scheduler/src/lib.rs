@@ -1,0 +1,17 @@
+//! The cluster's mind: who is in the pool, what each holds, and where a request goes.
+//!
+//! Everything here is pure: no I/O, no clock, no threads, no randomness of its own. Time and random seeds are
+//! arguments, so that the code the simulator drives is the code that ships. The crate also owns the vocabulary
+//! that every other crate speaks: [`Generate`] is what a node is asked, [`Event`] is what it answers.
+#![forbid(unsafe_code)]
+
+mod block;
+mod request;
+mod time;
+
+pub use block::{BLOCK_TOKENS, BlockKey, KvType, chain};
+pub use request::{
+    Candidate, Event, Failure, FailureKind, Finish, Generate, KeyId, Logprob, ModelId, NodeId, Priority,
+    RequestId, Sampling, Token, TraceContext, Usage,
+};
+pub use time::Time;
