@@ -166,6 +166,10 @@ pub struct NormGateUpAct {
 }
 
 /// One fused step.
+#[expect(
+    clippy::large_enum_variant,
+    reason = "a plan has a few hundred steps; boxes would clutter every family"
+)]
 #[derive(Clone, Debug, PartialEq)]
 pub enum Step {
     /// Reads the residual stream, writes queries and the KV cache.

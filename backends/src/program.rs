@@ -161,7 +161,9 @@ pub struct Sampled {
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum DeviceError {
     /// Weights and KV cache don't fit.
-    #[error("weights need {weights_mib} MiB and the KV cache {kv_mib} MiB, {device} has {free_mib} MiB free; try a smaller quantisation, or fewer tokens of context")]
+    #[error(
+        "weights need {weights_mib} MiB and the KV cache {kv_mib} MiB, {device} has {free_mib} MiB free; try a smaller quantisation, or fewer tokens of context"
+    )]
     Memory {
         /// MiB of weights.
         weights_mib: u64,
