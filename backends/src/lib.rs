@@ -4,5 +4,7 @@
 //! device compiles it into a [`program::Program`], bespoke to that model. The [`engine`] feeds programs with batches.
 
 pub mod gguf;
+pub mod philox;
 pub mod plan;
 pub mod program;
+pub mod sampling;
