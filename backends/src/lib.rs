@@ -4,7 +4,9 @@
 //! device compiles it into a [`program::Program`], bespoke to that model. The [`engine`] feeds programs with batches.
 
 pub mod gguf;
+pub mod models;
 pub mod philox;
 pub mod plan;
 pub mod program;
+pub mod quant;
 pub mod sampling;
