@@ -1,2 +1,47 @@
-//! Placeholder entry.
-fn main() {}
+//! The project's chores: `cargo xtask test`, `bench cpu`, `golden`, `fuzz`.
+#![forbid(unsafe_code)]
+
+mod deny;
+mod fuzz;
+mod models;
+mod peers;
+mod run;
+mod test;
+
+use anyhow::{Result, bail};
+use std::process::ExitCode;
+
+const HELP: &str = "\
+cargo xtask test [--full]         format, lints, docs, licences, tests, SDK tests, 60 s of fuzzing
+                                  --full: golden logits of all three models, not only the smallest
+cargo xtask bench cpu [FLAGS]     side by side with llama.cpp on the same files and threads; FLAGS: see --help
+cargo xtask golden                makes the golden logits again (needs cmake and libclang, as `bench cpu` does)
+cargo xtask fuzz [SECONDS]        fuzzes the reader of model files";
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    match dispatch(&arguments) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn dispatch(arguments: &[String]) -> Result<()> {
+    let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    match words.as_slice() {
+        ["test"] => test::run(test::Scope::Default),
+        ["test", "--full"] => test::run(test::Scope::Full),
+        ["bench", "cpu", rest @ ..] => peers::bench_cpu(rest),
+        ["golden"] => peers::golden(),
+        ["fuzz"] => fuzz::run(60),
+        ["fuzz", seconds] => fuzz::run(seconds.parse()?),
+        [] | ["help" | "--help" | "-h"] => {
+            println!("{HELP}");
+            Ok(())
+        }
+        other => bail!("unknown: {}\n{HELP}", other.join(" ")),
+    }
+}

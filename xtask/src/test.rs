@@ -1,0 +1,117 @@
+//! The gates: everything that a change has to pass.
+use crate::run::{cargo, check, watch, works};
+use crate::{deny, models};
+use anyhow::{Result, bail};
+use std::time::Instant;
+
+/// How much to test.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scope {
+    /// What continuous integration runs: 25 minutes on two cores.
+    Default,
+    /// Golden logits of every model too.
+    Full,
+}
+
+/// Tests that ran.
+#[derive(Default)]
+struct Tally {
+    passed: u64,
+    failed: u64,
+    ignored: u64,
+}
+
+/// Runs all gates, the quick ones first, and stops at the first that fails.
+pub fn run(scope: Scope) -> Result<()> {
+    let began = Instant::now();
+    tools()?;
+    step("format", || check(&mut cargo(&["fmt", "--all", "--check"])))?;
+    step("licences", deny::run)?;
+    step("lints", || {
+        check(&mut cargo(&["clippy", "--workspace", "--all-targets", "--quiet", "--", "-Dwarnings"]))
+    })?;
+    step("docs", || {
+        let mut doc = cargo(&["doc", "--workspace", "--no-deps", "--quiet"]);
+        check(doc.env("RUSTDOCFLAGS", "-Dwarnings"))
+    })?;
+    let mut tally = Tally::default();
+    step("tests", || tests(scope, &mut tally))?;
+    let Tally { passed, failed, ignored } = tally;
+    println!("\nall gates passed in {} s", began.elapsed().as_secs());
+    println!("{passed} passed, {failed} failed, {ignored} ignored");
+    Ok(())
+}
+
+fn step(name: &str, work: impl FnOnce() -> Result<()>) -> Result<()> {
+    let began = Instant::now();
+    println!("== {name}");
+    work()?;
+    println!("== {name}: ok, {:.1} s", began.elapsed().as_secs_f32());
+    Ok(())
+}
+
+/// The tools that the gates need and can't set up by themselves.
+fn tools() -> Result<()> {
+    let needed = [
+        ("rustfmt", "--version", "rustup component add rustfmt"),
+        ("cargo-clippy", "--version", "rustup component add clippy"),
+        ("python3", "--version", "apt-get install -y python3 python3-pip python3-venv"),
+        ("node", "--version", "apt-get install -y nodejs npm"),
+        ("npm", "--version", "apt-get install -y npm"),
+    ];
+    let missing: Vec<_> = needed.iter().filter(|(tool, flag, _)| !works(tool, &[flag])).collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let lines: Vec<String> = missing.iter().map(|(tool, _, how)| format!("  {tool}: {how}")).collect();
+    bail!("these tools are missing; install them with\n{}", lines.join("\n"))
+}
+
+/// All tests of the workspace. Everything they need has been set up, so a test that would skip fails instead.
+fn tests(scope: Scope, tally: &mut Tally) -> Result<()> {
+    let mut command = cargo(&["test", "--workspace", "--no-fail-fast"]);
+    command.env("WEIR_TEST_MODELS", models::folder()?).env("CI", "true");
+    if scope == Scope::Full {
+        command.env("WEIR_TEST_FULL", "1");
+    }
+    let ok = watch(&mut command, |line| tally.count(line))?;
+    if !ok {
+        bail!("{} tests failed, {} passed", tally.failed, tally.passed);
+    }
+    Ok(())
+}
+
+impl Tally {
+    /// Adds a line like `test result: ok. 3 passed; 0 failed; 1 ignored; ...`.
+    fn count(&mut self, line: &str) {
+        let Some(result) = line.strip_prefix("test result: ") else { return };
+        for part in result.split(['.', ';']) {
+            let mut words = part.split_whitespace();
+            let (Some(Ok(n)), Some(what)) = (words.next().map(str::parse::<u64>), words.next()) else {
+                continue;
+            };
+            match what {
+                "passed" => self.passed += n,
+                "failed" => self.failed += n,
+                "ignored" => self.ignored += n,
+                _ => {}
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn results_are_summed() {
+        let mut tally = Tally::default();
+        tally.count(
+            "test result: ok. 3 passed; 0 failed; 1 ignored; 0 measured; 0 filtered out; finished in 0.02s",
+        );
+        tally.count("test result: FAILED. 4 passed; 2 failed; 0 ignored; 0 measured; 0 filtered out");
+        tally.count("test golden::passed ... ok");
+        assert_eq!((tally.passed, tally.failed, tally.ignored), (7, 2, 1));
+    }
+}
