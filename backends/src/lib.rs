@@ -10,3 +10,5 @@ pub mod plan;
 pub mod program;
 pub mod quant;
 pub mod sampling;
+#[cfg(not(target_family = "wasm"))]
+pub mod store;
