@@ -9,6 +9,7 @@ pub mod philox;
 pub mod plan;
 pub mod program;
 pub mod quant;
+pub mod reference;
 pub mod sampling;
 #[cfg(not(target_family = "wasm"))]
 pub mod store;

@@ -1,3 +1,6 @@
 //! Integration tests of the backends: one binary, a module a subject.
 #![allow(clippy::unwrap_used)]
+mod conformance;
+mod family;
 mod golden;
+mod reference;

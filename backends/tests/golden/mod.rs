@@ -1,9 +1,10 @@
 //! Logits against those that llama.cpp computes from an F32 copy of the same file.
-mod logits;
+pub mod device;
+pub mod logits;
 use logits::{Golden, Row, TOP};
 use std::path::PathBuf;
 
-fn read(model: &str) -> Golden {
+pub fn read(model: &str) -> Golden {
     let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(format!("tests/golden/{model}.logits"));
     Golden::from_bytes(&std::fs::read(path).unwrap()).unwrap()
 }

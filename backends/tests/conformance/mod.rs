@@ -1,0 +1,206 @@
+//! What every device must keep, checked on small random models: a token's logits are the same bits whatever else is in
+//! the batch and however its prompt was cut, and two programs of half the layers equal one of all.
+use std::sync::Arc;
+use weir_backends::gguf::ModelFile;
+use weir_backends::models::random::Random;
+use weir_backends::models::{self, FAMILIES};
+use weir_backends::plan::Plan;
+use weir_backends::program::{
+    Batch, Device, Input, KvLayout, Program, SampleSpec, Segment, SegmentOutput, Want,
+};
+use weir_backends::reference::Reference;
+use weir_scheduler::{KvType, Sampling};
+
+const LAYOUT: KvLayout = KvLayout { blocks: 16, kv: KvType::F16, slots: 4, rows: 64 };
+
+/// A random model of `family` with eight layers (every sixth of Gemma's differs).
+pub fn model(family: &'static str, seed: u64) -> (ModelFile, Plan) {
+    let mut random = Random::tiny(family, seed);
+    random.shape.layers = 8;
+    let file = random.file();
+    let plan = models::plan(&file).unwrap();
+    (file, plan)
+}
+
+/// Submits one batch and waits for what it gives.
+pub fn step(program: &mut dyn Program, segments: Vec<Segment>) -> Vec<SegmentOutput> {
+    program.submit(Batch { segments }).unwrap();
+    loop {
+        if let Some(output) = program.poll() {
+            return output.unwrap().segments;
+        }
+    }
+}
+
+fn ids(seed: u64, n: usize) -> Vec<u32> {
+    let mut draw = Draw(seed);
+    (0..n).map(|_| draw.below(320)).collect()
+}
+
+fn bits(values: &[f32]) -> Vec<u32> {
+    assert!(values.iter().all(|v| v.is_finite()));
+    values.iter().map(|v| v.to_bits()).collect()
+}
+
+fn logits(output: &SegmentOutput) -> Vec<u32> {
+    match output {
+        SegmentOutput::Logits(logits) => bits(logits),
+        other => panic!("{other:?}"),
+    }
+}
+
+/// xorshift64*.
+struct Draw(u64);
+
+impl Draw {
+    fn below(&mut self, n: u32) -> u32 {
+        self.0 ^= self.0 >> 12;
+        self.0 ^= self.0 << 25;
+        self.0 ^= self.0 >> 27;
+        ((self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 33) % u64::from(n)) as u32
+    }
+}
+
+/// Three sequences, cut and mixed at random, against each of them alone and whole.
+pub fn check_invariance(device: &dyn Device, family: &'static str, seed: u64) {
+    eprintln!("{family}, seed {seed}");
+    let (file, plan) = model(family, seed);
+    let all = 0..plan.layers.len();
+    let sequences: Vec<Vec<u32>> = [50, 17, 64].map(|n| ids(seed + n as u64, n)).into();
+    let alone: Vec<Vec<u32>> = sequences
+        .iter()
+        .map(|ids| {
+            let mut program = device.compile(&file, &plan, all.clone(), LAYOUT).unwrap();
+            let (input, want) = (Input::Ids(ids.clone()), Want::Logits(ids.len() as u32));
+            let segment = Segment { slot: 0, start: 0, input, blocks: [0, 1].into(), want };
+            logits(&step(&mut *program, vec![segment])[0])
+        })
+        .collect();
+    let tables: [Arc<[u32]>; 3] = [[9, 2].into(), [15].into(), [0, 7].into()];
+    let mut program = device.compile(&file, &plan, all, LAYOUT).unwrap();
+    let mut draw = Draw(seed);
+    let mut done = [0; 3];
+    while (0..3).any(|s| done[s] < sequences[s].len()) {
+        let mut segments = Vec::new();
+        let mut expected = Vec::new();
+        for s in 0..3 {
+            let left = sequences[s].len() - done[s];
+            let n = [0, 1, 1, 3, 16, 21][draw.below(6) as usize].min(left);
+            if n == 0 {
+                continue;
+            }
+            let (from, to) = (done[s], done[s] + n);
+            let input = Input::Ids(sequences[s][from..to].to_vec());
+            let want = Want::Logits(n as u32);
+            let (slot, blocks) = (3 - s as u32, tables[s].clone());
+            segments.push(Segment { slot, start: from as u32, input, blocks, want });
+            expected.push(&alone[s][from * plan.vocab..to * plan.vocab]);
+            done[s] = to;
+        }
+        for (output, expected) in step(&mut *program, segments).iter().zip(expected) {
+            assert!(logits(output) == expected, "{family}, seed {seed}: other bits after {done:?}");
+        }
+    }
+}
+
+/// Layers in two programs, the residual stream handed from one to the other.
+pub fn check_halves(device: &dyn Device, family: &'static str) {
+    let (file, plan) = model(family, 5);
+    let layers = plan.layers.len();
+    let mut whole = device.compile(&file, &plan, 0..layers, LAYOUT).unwrap();
+    let mut first = device.compile(&file, &plan, 0..3, LAYOUT).unwrap();
+    let mut second = device.compile(&file, &plan, 3..layers, LAYOUT).unwrap();
+    let blocks: Arc<[u32]> = [3, 1].into();
+    for start in [0, 30, 31] {
+        let ids = ids(u64::from(start) + 1, if start == 0 { 30 } else { 1 });
+        let want = Want::Logits(1);
+        let segment = |input, want| Segment { slot: 0, start, input, blocks: blocks.clone(), want };
+        let expected = step(&mut *whole, vec![segment(Input::Ids(ids.clone()), want.clone())]);
+        let between = step(&mut *first, vec![segment(Input::Ids(ids), Want::Hidden)]);
+        let [SegmentOutput::Hidden(hidden)] = &between[..] else { panic!("{between:?}") };
+        let found = step(&mut *second, vec![segment(Input::Hidden(hidden.clone()), want)]);
+        assert!(logits(&found[0]) == logits(&expected[0]), "{family} at {start}");
+    }
+}
+
+/// An id sampled in one step goes into the next one by itself.
+pub fn check_last_sampled(device: &dyn Device) {
+    let (file, plan) = model("llama", 6);
+    let spec = |position| SampleSpec {
+        sampling: Arc::new(Sampling { temperature: 1.0, seed: 9, ..Sampling::default() }),
+        position,
+        counts: Vec::new(),
+        mask: None,
+    };
+    let run = |by_id: bool| -> Vec<u32> {
+        let mut program = device.compile(&file, &plan, 0..plan.layers.len(), LAYOUT).unwrap();
+        let mut input = Input::Ids(ids(2, 20));
+        let mut sampled = Vec::new();
+        let mut start = 0;
+        for position in 20..40 {
+            let want = Want::Sample(Box::new(spec(position)));
+            let segment = Segment { slot: 2, start, input, blocks: [1, 0].into(), want };
+            let output = step(&mut *program, vec![segment]);
+            let [SegmentOutput::Sampled(token)] = &output[..] else { panic!("{output:?}") };
+            sampled.push(token.id);
+            input = if by_id { Input::Ids(vec![token.id]) } else { Input::LastSampled };
+            start = position;
+        }
+        sampled
+    };
+    assert_eq!(run(true), run(false));
+}
+
+/// A batch that breaks the rules is an error, and the program lives on.
+pub fn check_refusals(device: &dyn Device) {
+    let (file, plan) = model("llama", 7);
+    let layers = plan.layers.len();
+    assert!(device.compile(&file, &plan, 0..layers + 1, LAYOUT).is_err());
+    let mut program = device.compile(&file, &plan, 0..layers, LAYOUT).unwrap();
+    let good = || Segment {
+        slot: 0,
+        start: 0,
+        input: Input::Ids(vec![1]),
+        blocks: [0].into(),
+        want: Want::Logits(1),
+    };
+    let bad = [
+        Segment { slot: 4, ..good() },
+        Segment { start: 32, ..good() },
+        Segment { input: Input::Ids(vec![320]), ..good() },
+        Segment { input: Input::Ids(Vec::new()), ..good() },
+        Segment { input: Input::Hidden(vec![0.0; 64]), ..good() },
+        Segment { blocks: [16].into(), ..good() },
+        Segment { want: Want::Logits(2), ..good() },
+        Segment { want: Want::Hidden, ..good() },
+        Segment { input: Input::Ids(vec![1; 65]), blocks: [0, 1, 2].into(), ..good() },
+    ];
+    for segment in bad {
+        assert!(program.submit(Batch { segments: vec![segment.clone()] }).is_err(), "{segment:?}");
+    }
+    step(&mut *program, vec![good()]);
+}
+
+#[test]
+fn the_reference_device_is_batch_invariant() {
+    for (i, family) in FAMILIES.iter().enumerate() {
+        check_invariance(&Reference::default(), family.architecture, 100 + i as u64);
+    }
+}
+
+#[test]
+fn two_halves_on_the_reference_device_equal_the_whole() {
+    for family in FAMILIES {
+        check_halves(&Reference::default(), family.architecture);
+    }
+}
+
+#[test]
+fn the_reference_device_remembers_what_it_sampled() {
+    check_last_sampled(&Reference::default());
+}
+
+#[test]
+fn the_reference_device_refuses_bad_batches() {
+    check_refusals(&Reference::default());
+}
