@@ -1,17 +1,27 @@
 //! The cluster's mind: who is in the pool, what each holds, and where a request goes.
 //!
 //! Everything here is pure: no I/O, no clock, no threads, no randomness of its own. Time and random seeds are
-//! arguments, so that the code the simulator drives is the code that ships. The crate also owns the vocabulary
-//! that every other crate speaks: [`Generate`] is what a node is asked, [`Event`] is what it answers.
+//! arguments, so that the code the simulator drives is the code that ships. [`Scheduler`] is the state machine; the
+//! crate also owns the vocabulary that every other crate speaks: [`Generate`] is what a node is asked, [`Event`] is
+//! what it answers.
 #![forbid(unsafe_code)]
 
 mod block;
+mod interface;
+mod node;
+mod policy;
+mod pool;
 mod request;
+mod schedule;
 mod time;
 
 pub use block::{BLOCK_TOKENS, BlockKey, KvType, chain};
+pub use interface::{Input, Limits, Load, Output};
+pub use node::{FromNode, Held, ModelStatus, Profile, Rates, Status, ToNode};
+pub use policy::{Fastest, Offer, Policy};
 pub use request::{
     Candidate, Event, Failure, FailureKind, Finish, Generate, KeyId, Logprob, ModelId, NodeId, Priority,
     RequestId, Sampling, Token, TraceContext, Usage,
 };
+pub use schedule::Scheduler;
 pub use time::Time;

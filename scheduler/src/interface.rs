@@ -1,0 +1,119 @@
+//! What goes into the state machine and what comes out of it.
+use crate::{Event, FromNode, Generate, NodeId, Profile, RequestId, ToNode};
+use std::time::Duration;
+
+/// What happened.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Input {
+    /// A client asks. The caller numbers requests and never uses a number twice.
+    Submit(Box<Generate>),
+    /// A client doesn't want it any more, or is gone.
+    Cancel(RequestId),
+    /// A client reads slower than tokens come (or no longer so): then silence isn't the node's fault.
+    Reader {
+        /// Whose.
+        request: RequestId,
+        /// It is behind.
+        behind: bool,
+    },
+    /// A node connected. The caller numbers nodes, anew at each connection.
+    Connected {
+        /// Its number.
+        node: NodeId,
+        /// What it holds.
+        profile: Profile,
+    },
+    /// A node said something.
+    Node {
+        /// Which.
+        node: NodeId,
+        /// What.
+        from: FromNode,
+    },
+    /// A node's link broke.
+    Lost {
+        /// Which.
+        node: NodeId,
+        /// Why, for a person.
+        reason: String,
+    },
+    /// The time of [`Scheduler::wake_at`] has come.
+    Tick,
+}
+
+/// What is to be done.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Output {
+    /// Send this to a node.
+    Send {
+        /// Which.
+        node: NodeId,
+        /// What.
+        message: ToNode,
+    },
+    /// Tell the client. `Finished` or `Failed` comes once for each request, and nothing after it.
+    Emit {
+        /// Whose.
+        request: RequestId,
+        /// What.
+        event: Event,
+    },
+    /// The node hasn't been heard for long: close its link. It is forgotten already.
+    Disconnect {
+        /// Which.
+        node: NodeId,
+        /// Why, for a person.
+        reason: String,
+    },
+}
+
+/// How much waits, and for how long.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Limits {
+    /// Requests that wait for a node, at most.
+    pub waiting_max: usize,
+    /// Nodes a request is given to, at most.
+    pub attempts_max: u32,
+    /// Times a request is turned away by nodes that have no room, at most.
+    pub busy_max: u32,
+    /// A node silent for so long gets nothing new; heartbeats must come several times as often.
+    pub suspect_after: Duration,
+    /// A node silent for so long is given up.
+    pub lost_after: Duration,
+    /// A request moves elsewhere, if it can, when nothing has come of it for this long and for [`Limits::stall_times`]
+    /// the predicted time.
+    pub stall_min: Duration,
+    /// See [`Limits::stall_min`].
+    pub stall_times: u32,
+    /// With nowhere else to go, it fails after so many such stalls in a row.
+    pub stalls_max: u32,
+    /// Tokens of output that a request is expected to have, before there is experience.
+    pub output_guess: u32,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Limits {
+            waiting_max: 1024,
+            attempts_max: 8,
+            busy_max: 100,
+            suspect_after: Duration::from_millis(2500),
+            lost_after: Duration::from_secs(15),
+            stall_min: Duration::from_secs(5),
+            stall_times: 16,
+            stalls_max: 12,
+            output_guess: 256,
+        }
+    }
+}
+
+/// How much there is of everything.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Load {
+    /// Nodes connected.
+    pub nodes: usize,
+    /// Requests that nodes work on.
+    pub running: usize,
+    /// Requests that wait for a node.
+    pub waiting: usize,
+}

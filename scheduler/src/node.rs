@@ -1,0 +1,111 @@
+//! What a node says of itself, when it connects and from then on.
+use crate::{Event, Generate, KvType, ModelId, RequestId};
+use std::time::Duration;
+
+/// What a node is and holds.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Profile {
+    /// For a person.
+    pub name: String,
+    /// What it can serve now.
+    pub models: Vec<Held>,
+}
+
+/// A model that a node holds in memory.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Held {
+    /// Which.
+    pub model: ModelId,
+    /// Longest sequence, prompt and output, in tokens.
+    pub context: u32,
+    /// Kernel family, activation and KV types: between equal ids equal seeds give equal tokens.
+    pub numerics: String,
+    /// How keys and values are stored.
+    pub kv: KvType,
+    /// KV blocks in all.
+    pub kv_blocks: u32,
+    /// Sequences that run at once, at least 1.
+    pub slots: u32,
+    /// How fast it is.
+    pub rates: Rates,
+}
+
+/// How fast a node runs a model, by its own measure.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Rates {
+    /// Prompt tokens a second; above 0.
+    pub prefill_tokens_per_s: f32,
+    /// From one token of output to the next, with one sequence running.
+    pub token_time_alone: Duration,
+    /// The same with all slots running.
+    pub token_time_full: Duration,
+}
+
+impl Rates {
+    /// From one token to the next while `running` of `slots` sequences run, interpolated.
+    pub fn token_time(&self, running: u32, slots: u32) -> Duration {
+        let more = self.token_time_full.saturating_sub(self.token_time_alone);
+        let share = f64::from(running.clamp(1, slots.max(1)) - 1) / f64::from(slots.max(2) - 1);
+        self.token_time_alone + more.mul_f64(share)
+    }
+}
+
+/// A heartbeat.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Status {
+    /// Takes no new work.
+    pub draining: bool,
+    /// Of each model that it holds.
+    pub models: Vec<ModelStatus>,
+}
+
+/// How a model fares on a node.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ModelStatus {
+    /// Which.
+    pub model: ModelId,
+    /// Its engine works.
+    pub alive: bool,
+    /// Sequences that run.
+    pub running: u32,
+    /// Sequences that wait for room.
+    pub waiting: u32,
+    /// KV blocks free.
+    pub kv_blocks_free: u32,
+    /// Steps computed since it was loaded: progress, whoever's.
+    pub steps: u64,
+    /// Rates by recent work.
+    pub rates: Option<Rates>,
+}
+
+/// What a node tells the scheduler.
+#[derive(Clone, Debug, PartialEq)]
+pub enum FromNode {
+    /// It holds other models than before.
+    Profile(Profile),
+    /// A heartbeat.
+    Status(Status),
+    /// Of a request.
+    Event {
+        /// Which.
+        request: RequestId,
+        /// [`Generate::attempt`] that this answers.
+        attempt: u32,
+        /// What happened.
+        event: Event,
+    },
+}
+
+/// What the scheduler tells a node.
+#[derive(Clone, Debug, PartialEq)]
+pub enum ToNode {
+    /// To run a request.
+    Generate(Box<Generate>),
+    /// To stop; nothing that it still says of this attempt is heard.
+    Cancel {
+        /// Which.
+        request: RequestId,
+        /// Which attempt.
+        attempt: u32,
+    },
+}

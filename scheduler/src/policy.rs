@@ -1,0 +1,47 @@
+//! What a policy answers: which offers a request may take, and which of them it likes best.
+use crate::{Generate, Held, NodeId};
+use std::time::Duration;
+
+/// What one node could do for one request.
+#[derive(Clone, Debug)]
+pub struct Offer<'a> {
+    /// Who offers.
+    pub node: NodeId,
+    /// Its name.
+    pub name: &'a str,
+    /// The model there.
+    pub held: &'a Held,
+    /// Requests that it runs for this scheduler, of this model.
+    pub running: u32,
+    /// Predicted time to the first token.
+    pub ttft: Duration,
+    /// Predicted time to the last token.
+    pub total: Duration,
+    /// The request's earlier tokens, if any, came from the same numerics: the same tokens follow.
+    pub same_numerics: bool,
+}
+
+/// Filters and weighs offers. Asked for every candidate of every request, so it must be quick.
+pub trait Policy: Send {
+    /// Whether the request may go there; a refusal says why, for whoever asks for an explanation.
+    fn admits(&self, ask: &Generate, offer: &Offer<'_>) -> Result<(), String>;
+    /// What the offer costs; the least wins. Units are the policy's own.
+    fn cost(&self, ask: &Generate, offer: &Offer<'_>) -> f64;
+}
+
+/// Whoever is done first; a request under way stays with its numerics if it can.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Fastest;
+
+/// Seconds that a change of numerics is worth: more than any prediction.
+const OTHER_NUMERICS_S: f64 = 1e6;
+
+impl Policy for Fastest {
+    fn admits(&self, _: &Generate, _: &Offer<'_>) -> Result<(), String> {
+        Ok(())
+    }
+
+    fn cost(&self, _: &Generate, offer: &Offer<'_>) -> f64 {
+        offer.total.as_secs_f64() + if offer.same_numerics { 0.0 } else { OTHER_NUMERICS_S }
+    }
+}

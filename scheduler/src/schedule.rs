@@ -1,0 +1,586 @@
+//! The state machine: requests and what nodes say go in, what to send and what to tell clients comes out.
+use crate::pool::{BUSY_PAUSE, Place, Pool, Prediction, Refusal, Search};
+use crate::{
+    Event, Failure, FailureKind, FromNode, Generate, Input, Limits, Load, ModelId, NodeId, Output, Policy,
+    Priority, RequestId, Time, ToNode, Token,
+};
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::time::Duration;
+
+/// Decides where requests go, and sees each through to its end, whatever becomes of nodes.
+///
+/// The caller passes what happened to [`handle`](Self::handle), then takes from [`poll`](Self::poll) until it is
+/// empty and does what it says, in order; and passes [`Input::Tick`] when the time of [`wake_at`](Self::wake_at) has
+/// come. `now` never runs backwards.
+///
+/// For each request: its tokens' positions run from the first one asked for without a gap, none twice, none revised;
+/// then comes exactly one `Finished` or `Failed`. What an older attempt still says is not heard.
+pub struct Scheduler {
+    limits: Limits,
+    policy: Box<dyn Policy>,
+    pool: Pool,
+    requests: BTreeMap<RequestId, Request>,
+    /// By model: who waits, most important and then oldest first.
+    waiting: BTreeMap<ModelId, BTreeSet<Turn>>,
+    waiting_total: usize,
+    timers: BTreeSet<(Time, Timer)>,
+    outputs: VecDeque<Output>,
+    /// Silence before this isn't held against anybody: we weren't listening ourselves.
+    excused: Time,
+    expected_output: f64,
+}
+
+/// A place in the queue.
+type Turn = (Reverse<Priority>, RequestId);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Timer {
+    Request(RequestId),
+    Node(NodeId),
+}
+
+struct Request {
+    /// As the next node will get it: `output` grows with what has been delivered.
+    ask: Box<Generate>,
+    deadline: Option<Time>,
+    phase: Phase,
+    /// Nodes that failed it, and what the last of them said.
+    tried: Vec<NodeId>,
+    trouble: Option<String>,
+    numerics: Option<String>,
+    busy: u32,
+    reader_behind: bool,
+    /// Its entry in `timers`.
+    timer: Option<Time>,
+}
+
+enum Phase {
+    Waiting { until: Option<Time> },
+    Running(Run),
+}
+
+struct Run {
+    node: NodeId,
+    sent: Time,
+    predicted: Prediction,
+    /// Prompt tokens in the node's queue on our account; 0 once the first token is here.
+    queued: u64,
+    first: Option<Time>,
+    /// When it was last heard of, or last excused.
+    last: Time,
+    tokens: u32,
+    stalls: u32,
+    /// The reader was behind at some time: its pace says nothing of the node.
+    held_up: bool,
+}
+
+impl Run {
+    fn patience(&self, limits: &Limits) -> Duration {
+        let expected = if self.first.is_some() { self.predicted.token_time } else { self.predicted.ttft };
+        expected.saturating_mul(limits.stall_times).max(limits.stall_min)
+    }
+}
+
+impl Scheduler {
+    /// A scheduler without nodes.
+    pub fn new(limits: Limits, policy: Box<dyn Policy>) -> Scheduler {
+        Scheduler {
+            policy,
+            pool: Pool::default(),
+            requests: BTreeMap::new(),
+            waiting: BTreeMap::new(),
+            waiting_total: 0,
+            timers: BTreeSet::new(),
+            outputs: VecDeque::new(),
+            excused: Time::ZERO,
+            expected_output: f64::from(limits.output_guess),
+            limits,
+        }
+    }
+
+    /// Takes in what happened.
+    pub fn handle(&mut self, now: Time, input: Input) {
+        match input {
+            Input::Submit(ask) => self.submit(now, ask),
+            Input::Cancel(request) => {
+                self.stop_running(request);
+                self.end_failed(now, request, FailureKind::Cancelled, "the client cancelled it".into());
+            }
+            Input::Reader { request, behind } => self.reader(now, request, behind),
+            Input::Connected { node, profile } => {
+                self.pool.profile(now, node, profile);
+                self.timers.insert((now + self.limits.lost_after, Timer::Node(node)));
+                self.retry_all(now, node);
+            }
+            Input::Node { node, from } => self.node_says(now, node, from),
+            Input::Lost { node, reason } => self.lost(now, node, &reason),
+            Input::Tick => self.tick(now),
+        }
+    }
+
+    /// What to do next.
+    pub fn poll(&mut self) -> Option<Output> {
+        self.outputs.pop_front()
+    }
+
+    /// When [`Input::Tick`] is due.
+    pub fn wake_at(&self) -> Option<Time> {
+        self.timers.first().map(|(at, _)| *at)
+    }
+
+    /// How much there is of everything.
+    pub fn load(&self) -> Load {
+        Load {
+            nodes: self.pool.ids().count(),
+            running: self.requests.len() - self.waiting_total,
+            waiting: self.waiting_total,
+        }
+    }
+
+    fn submit(&mut self, now: Time, ask: Box<Generate>) {
+        let request = ask.request;
+        assert!(!self.requests.contains_key(&request), "request numbers are used once");
+        let entry = Request {
+            deadline: ask.deadline.map(|left| now + left),
+            phase: Phase::Waiting { until: None },
+            tried: Vec::new(),
+            trouble: None,
+            numerics: None,
+            busy: 0,
+            reader_behind: false,
+            timer: None,
+            ask,
+        };
+        self.requests.insert(request, entry);
+        self.enqueue(request);
+        self.place(now, request);
+        if self.waiting_total > self.limits.waiting_max {
+            let message = format!("{} requests wait already; try again later", self.limits.waiting_max);
+            self.end_failed(now, request, FailureKind::Busy, message);
+        }
+    }
+
+    fn reader(&mut self, now: Time, id: RequestId, behind: bool) {
+        let Some(request) = self.requests.get_mut(&id) else { return };
+        request.reader_behind = behind;
+        if let Phase::Running(run) = &mut request.phase {
+            run.last = now;
+            run.held_up = true;
+        }
+        self.arm(id);
+    }
+
+    // Nodes
+
+    fn node_says(&mut self, now: Time, node: NodeId, from: FromNode) {
+        let Some(before) = self.pool.node(node).map(|n| n.heard) else { return };
+        self.pool.heard(now, node);
+        match from {
+            FromNode::Profile(profile) => {
+                self.pool.profile(now, node, profile);
+                self.retry_all(now, node);
+            }
+            FromNode::Status(status) => {
+                for model in self.pool.status(now, node, status) {
+                    self.engine_died(now, node, model);
+                }
+            }
+            FromNode::Event { request, attempt, event } => self.event(now, node, request, attempt, event),
+        }
+        if now.since(before) > self.limits.suspect_after {
+            self.retry_all(now, node);
+        }
+    }
+
+    fn engine_died(&mut self, now: Time, node: NodeId, model: ModelId) {
+        let name = self.node_name(node);
+        let on_node: Vec<RequestId> =
+            self.pool.node(node).map(|n| n.requests.iter().copied().collect()).unwrap_or_default();
+        for request in on_node {
+            if self.requests.get(&request).is_some_and(|r| r.ask.model == model) {
+                self.displace(now, request, format!("the engine of node {name} died"));
+            }
+        }
+        self.retry(now, model, true);
+    }
+
+    fn lost(&mut self, now: Time, id: NodeId, reason: &str) {
+        let models = self.pool.models_of(id);
+        let Some(node) = self.pool.remove(id) else { return };
+        for request in node.requests {
+            self.displace(now, request, format!("node {} was lost: {reason}", node.name));
+        }
+        for model in models {
+            self.retry(now, model, true);
+        }
+    }
+
+    fn node_name(&self, id: NodeId) -> String {
+        self.pool.node(id).map(|n| n.name.clone()).unwrap_or_default()
+    }
+
+    // Events of requests
+
+    fn event(&mut self, now: Time, node: NodeId, id: RequestId, attempt: u32, event: Event) {
+        let Some(request) = self.requests.get_mut(&id) else { return };
+        let Phase::Running(run) = &mut request.phase else { return };
+        if run.node != node || request.ask.attempt != attempt {
+            return;
+        }
+        run.last = now;
+        run.stalls = 0;
+        self.pool.progressed(now, node, request.ask.model);
+        match event {
+            Event::Token(token) => self.token(now, id, token),
+            Event::Finished { .. } => {
+                self.note_finish(id);
+                self.end(now, id, event);
+            }
+            Event::Failed(failure) => self.node_failed(now, node, id, failure),
+        }
+    }
+
+    fn token(&mut self, now: Time, id: RequestId, token: Token) {
+        let Some(request) = self.requests.get_mut(&id) else { return };
+        let Phase::Running(run) = &mut request.phase else { return };
+        let next = request.ask.output.len() as u64;
+        if u64::from(token.position) < next {
+            return;
+        }
+        if u64::from(token.position) > next || next >= u64::from(request.ask.max_tokens) {
+            let reason = format!("a node sent token {} where {next} was due", token.position);
+            self.stop_running(id);
+            return self.displace(now, id, reason);
+        }
+        if run.first.is_none() {
+            run.first = Some(now);
+            let observed = now.since(run.sent);
+            self.pool.first_token(run.node, request.ask.model, run.queued, run.predicted.ttft, observed);
+            run.queued = 0;
+            if request.numerics.is_none() {
+                request.numerics = self.pool.numerics(run.node, request.ask.model).map(str::to_owned);
+            }
+        }
+        run.tokens += 1;
+        request.ask.output.push(token.id);
+        self.outputs.push_back(Output::Emit { request: id, event: Event::Token(token) });
+    }
+
+    fn note_finish(&mut self, id: RequestId) {
+        let Some(request) = self.requests.get(&id) else { return };
+        let Phase::Running(run) = &request.phase else { return };
+        let tokens = request.ask.output.len() as f64;
+        self.expected_output += 0.1 * (tokens - self.expected_output);
+        if let Some(first) = run.first.filter(|_| run.tokens >= 8 && !run.held_up) {
+            let pace = run.last.since(first) / (run.tokens - 1);
+            self.pool.observe_pace(run.node, request.ask.model, run.predicted.token_time, pace);
+        }
+    }
+
+    fn node_failed(&mut self, now: Time, node: NodeId, id: RequestId, failure: Failure) {
+        let Some(request) = self.requests.get_mut(&id) else { return };
+        let model = request.ask.model;
+        match failure.kind {
+            FailureKind::Invalid | FailureKind::Deadline => self.end(now, id, Event::Failed(failure)),
+            FailureKind::Busy if request.busy < self.limits.busy_max => {
+                request.busy += 1;
+                self.pool.busy(now, node, model);
+                self.requeue(id, Some(now + BUSY_PAUSE));
+                self.place(now, id);
+            }
+            FailureKind::Busy => self.end(now, id, Event::Failed(failure)),
+            FailureKind::NoModel => {
+                self.pool.drop_model(node, model);
+                self.displace(now, id, failure.message);
+            }
+            FailureKind::Cancelled | FailureKind::Internal => self.displace(now, id, failure.message),
+        }
+    }
+
+    /// Takes a request from a node that failed it; it goes on elsewhere, or ends.
+    fn displace(&mut self, now: Time, id: RequestId, reason: String) {
+        let Some(request) = self.requests.get_mut(&id) else { return };
+        if let Phase::Running(run) = &request.phase {
+            request.tried.push(run.node);
+        }
+        request.trouble = Some(reason);
+        self.requeue(id, None);
+        self.place(now, id);
+    }
+
+    // Placement
+
+    fn enqueue(&mut self, id: RequestId) {
+        let Some(request) = self.requests.get(&id) else { return };
+        let turn = (Reverse(request.ask.priority), id);
+        if self.waiting.entry(request.ask.model).or_default().insert(turn) {
+            self.waiting_total += 1;
+        }
+    }
+
+    fn dequeue(&mut self, id: RequestId) {
+        let Some(request) = self.requests.get(&id) else { return };
+        let Some(turns) = self.waiting.get_mut(&request.ask.model) else { return };
+        if turns.remove(&(Reverse(request.ask.priority), id)) {
+            self.waiting_total -= 1;
+        }
+        if turns.is_empty() {
+            self.waiting.remove(&request.ask.model);
+        }
+    }
+
+    /// Takes a request off its node, if it is on one, and lets it wait.
+    fn requeue(&mut self, id: RequestId, until: Option<Time>) {
+        let Some(request) = self.requests.get_mut(&id) else { return };
+        if let Phase::Running(run) = &request.phase {
+            self.pool.release(run.node, &request.ask, run.queued);
+            request.ask.attempt += 1;
+        }
+        request.phase = Phase::Waiting { until };
+        self.enqueue(id);
+        self.arm(id);
+    }
+
+    /// Gives a waiting request to the best node, lets it wait, or ends it. True if it still waits.
+    fn place(&mut self, now: Time, id: RequestId) -> bool {
+        let Some(request) = self.requests.get(&id) else { return false };
+        let Phase::Waiting { until } = request.phase else { return false };
+        if until.is_some_and(|until| now < until) {
+            return true;
+        }
+        if request.ask.attempt >= self.limits.attempts_max + request.busy {
+            let reason = request.trouble.clone().unwrap_or_default();
+            let message = format!("{} nodes failed; the last: {reason}", request.tried.len());
+            self.end_failed(now, id, FailureKind::Internal, message);
+            return false;
+        }
+        match self.search(now, request) {
+            Place::On(node, predicted) => {
+                self.start(now, id, node, predicted);
+                false
+            }
+            Place::Wait(until) => {
+                self.requeue(id, until);
+                true
+            }
+            Place::Never(refusal) => {
+                let (kind, message) = self.explain(id, refusal);
+                self.end_failed(now, id, kind, message);
+                false
+            }
+        }
+    }
+
+    fn search(&self, now: Time, request: &Request) -> Place {
+        let left = request.ask.max_tokens.saturating_sub(request.ask.output.len() as u32);
+        let search = Search {
+            now,
+            heard_since: self.heard_since(now),
+            policy: self.policy.as_ref(),
+            tried: &request.tried,
+            numerics: request.numerics.as_deref(),
+            expected_output: left.min(self.expected_output as u32),
+        };
+        self.pool.place(&request.ask, &search)
+    }
+
+    /// A node that said nothing since then is suspect.
+    fn heard_since(&self, now: Time) -> Time {
+        if now.since(self.excused) <= self.limits.suspect_after {
+            return Time::ZERO;
+        }
+        now - self.limits.suspect_after
+    }
+
+    fn explain(&self, id: RequestId, refusal: Refusal) -> (FailureKind, String) {
+        let request = self.requests.get(&id);
+        let trouble = request.and_then(|r| r.trouble.clone());
+        match (refusal, trouble) {
+            (Refusal::NoModel | Refusal::Exhausted, Some(trouble)) => {
+                (FailureKind::Internal, format!("{trouble}; no other node can go on with it"))
+            }
+            (Refusal::NoModel, None) => (FailureKind::NoModel, "no node holds this model".into()),
+            (Refusal::Exhausted, None) => {
+                (FailureKind::NoModel, "no node that holds this model takes requests now".into())
+            }
+            (Refusal::TooLong { longest }, _) => {
+                let tokens = request.map_or(0, |r| r.ask.prompt.len() + r.ask.output.len());
+                let message = format!(
+                    "the prompt has {tokens} tokens and leaves no room for an answer: the longest context on offer \
+                     is {longest}; shorten the prompt"
+                );
+                (FailureKind::Invalid, message)
+            }
+            (Refusal::Policy(reason), _) => {
+                (FailureKind::Invalid, format!("the policy refuses it: {reason}"))
+            }
+        }
+    }
+
+    fn start(&mut self, now: Time, id: RequestId, node: NodeId, predicted: Prediction) {
+        self.dequeue(id);
+        let Some(request) = self.requests.get_mut(&id) else { return };
+        let queued = (request.ask.prompt.len() + request.ask.output.len()) as u64;
+        self.pool.take(node, &request.ask, queued);
+        request.phase = Phase::Running(Run {
+            node,
+            sent: now,
+            predicted,
+            queued,
+            first: None,
+            last: now,
+            tokens: 0,
+            stalls: 0,
+            held_up: request.reader_behind,
+        });
+        let mut ask = request.ask.clone();
+        ask.deadline = request.deadline.map(|at| at.since(now));
+        self.outputs.push_back(Output::Send { node, message: ToNode::Generate(ask) });
+        self.arm(id);
+    }
+
+    /// Looks again at who waits for a model: at all, where a node is gone and some may have to be told so; else
+    /// until there is no more room.
+    fn retry(&mut self, now: Time, model: ModelId, all: bool) {
+        let Some(turns) = self.waiting.get(&model) else { return };
+        let ids: Vec<RequestId> = turns.iter().take(if all { usize::MAX } else { 8 }).map(|t| t.1).collect();
+        for id in ids {
+            if self.place(now, id) && !all {
+                break;
+            }
+        }
+    }
+
+    /// The same for all models of a node that has more to offer than before.
+    fn retry_all(&mut self, now: Time, node: NodeId) {
+        for model in self.pool.models_of(node) {
+            self.retry(now, model, true);
+        }
+    }
+
+    // Ends
+
+    /// Tells the node to stop, if it runs.
+    fn stop_running(&mut self, id: RequestId) {
+        let Some(Request { phase: Phase::Running(run), ask, .. }) = self.requests.get(&id) else { return };
+        let message = ToNode::Cancel { request: id, attempt: ask.attempt };
+        self.outputs.push_back(Output::Send { node: run.node, message });
+    }
+
+    fn end_failed(&mut self, now: Time, id: RequestId, kind: FailureKind, message: String) {
+        self.end(now, id, Event::Failed(Failure { kind, message }));
+    }
+
+    fn end(&mut self, now: Time, id: RequestId, event: Event) {
+        self.dequeue(id);
+        let Some(request) = self.requests.remove(&id) else { return };
+        if let Some(at) = request.timer {
+            self.timers.remove(&(at, Timer::Request(id)));
+        }
+        self.outputs.push_back(Output::Emit { request: id, event });
+        if let Phase::Running(run) = request.phase {
+            self.pool.release(run.node, &request.ask, run.queued);
+            self.retry(now, request.ask.model, false);
+        }
+    }
+
+    // Time
+
+    /// When a request needs a look.
+    fn due(&self, request: &Request) -> Option<Time> {
+        let by_phase = match &request.phase {
+            Phase::Waiting { until } => *until,
+            Phase::Running(_) if request.reader_behind => None,
+            Phase::Running(run) => {
+                let heard = run.last.max(self.pool.progress(run.node, request.ask.model)).max(self.excused);
+                Some(heard + run.patience(&self.limits))
+            }
+        };
+        [by_phase, request.deadline].into_iter().flatten().min()
+    }
+
+    /// Sees to it that a request's timer isn't later than it must be. A timer that is too early is put off when it
+    /// goes off, so that a token doesn't cost a change of timers.
+    fn arm(&mut self, id: RequestId) {
+        let Some(request) = self.requests.get(&id) else { return };
+        let Some(due) = self.due(request) else { return };
+        if request.timer.is_some_and(|at| at <= due) {
+            return;
+        }
+        if let Some(at) = request.timer {
+            self.timers.remove(&(at, Timer::Request(id)));
+        }
+        self.timers.insert((due, Timer::Request(id)));
+        if let Some(request) = self.requests.get_mut(&id) {
+            request.timer = Some(due);
+        }
+    }
+
+    fn tick(&mut self, now: Time) {
+        if self.wake_at().is_some_and(|due| now.since(due) > self.limits.suspect_after / 2) {
+            self.excused = now;
+        }
+        while let Some((at, timer)) = self.timers.first().copied().filter(|(at, _)| *at <= now) {
+            self.timers.remove(&(at, timer));
+            match timer {
+                Timer::Request(id) => self.request_due(now, id),
+                Timer::Node(id) => self.node_due(now, id),
+            }
+        }
+    }
+
+    fn node_due(&mut self, now: Time, id: NodeId) {
+        let Some(node) = self.pool.node(id) else { return };
+        let due = node.heard.max(self.excused) + self.limits.lost_after;
+        if now < due {
+            self.timers.insert((due, Timer::Node(id)));
+            return;
+        }
+        let reason = format!("not heard of for {} s", now.since(node.heard).as_secs());
+        self.lost(now, id, &reason);
+        self.outputs.push_back(Output::Disconnect { node: id, reason });
+    }
+
+    fn request_due(&mut self, now: Time, id: RequestId) {
+        let Some(request) = self.requests.get_mut(&id) else { return };
+        request.timer = None;
+        if request.deadline.is_some_and(|deadline| deadline <= now) {
+            self.stop_running(id);
+            return self.end_failed(now, id, FailureKind::Deadline, "its deadline passed".into());
+        }
+        let Some(request) = self.requests.get(&id) else { return };
+        match &request.phase {
+            Phase::Running(run) if self.due(request).is_some_and(|due| due <= now) => {
+                let node = run.node;
+                self.stalled(now, id, node);
+            }
+            Phase::Running(_) => {}
+            Phase::Waiting { .. } => {
+                self.place(now, id);
+            }
+        }
+        self.arm(id);
+    }
+
+    /// Nothing has come of it for long: it goes on elsewhere, if there is room right now.
+    fn stalled(&mut self, now: Time, id: RequestId, node: NodeId) {
+        let reason = format!("node {} made no progress", self.node_name(node));
+        let Some(request) = self.requests.get_mut(&id) else { return };
+        request.tried.push(node);
+        let elsewhere = self.requests.get(&id).map(|request| self.search(now, request));
+        let Some(request) = self.requests.get_mut(&id) else { return };
+        request.tried.pop();
+        let Phase::Running(run) = &mut request.phase else { return };
+        run.stalls += 1;
+        run.last = now;
+        if matches!(elsewhere, Some(Place::On(..))) {
+            self.stop_running(id);
+            self.displace(now, id, reason);
+        } else if run.stalls >= self.limits.stalls_max {
+            self.stop_running(id);
+            let message = format!("{reason} for long; no other node can go on with it");
+            self.end_failed(now, id, FailureKind::Internal, message);
+        }
+    }
+}

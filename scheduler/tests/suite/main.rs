@@ -1,0 +1,3 @@
+//! The scheduler against a made-up world under virtual time, and its single rules one by one.
+mod rules;
+mod world;

@@ -1,0 +1,397 @@
+//! A small world: nodes that die, stall, refuse and answer late; clients that cancel and dawdle. Whatever happens,
+//! each request's tokens must be those of an undisturbed run, and it must end once.
+use std::collections::BTreeMap;
+use std::time::Duration;
+use weir_scheduler::{
+    Event, Failure, FailureKind, Fastest, Finish, FromNode, Generate, Held, Input, KvType, Limits, ModelId,
+    ModelStatus, NodeId, Output, Priority, Profile, Rates, RequestId, Sampling, Scheduler, Status, Time,
+    ToNode, Token, TraceContext, Usage,
+};
+
+pub(crate) const MODEL: ModelId = ModelId([9; 32]);
+const SLOTS: u32 = 4;
+const FAULTS_END: Time = Time(30_000_000_000);
+const GIVE_UP: Time = Time(600_000_000_000);
+
+/// SplitMix64.
+struct Rng(u64);
+
+impl Rng {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    fn below(&mut self, n: u64) -> u64 {
+        self.next() % n
+    }
+
+    fn one_in(&mut self, n: u64) -> bool {
+        self.below(n) == 0
+    }
+
+    fn ms(&mut self, from: u64, to: u64) -> Duration {
+        Duration::from_micros(from * 1000 + self.below((to - from) * 1000 + 1))
+    }
+}
+
+pub(crate) fn ask(id: u64, prompt: Vec<u32>, max_tokens: u32) -> Generate {
+    Generate {
+        request: RequestId(id),
+        attempt: 0,
+        model: MODEL,
+        prompt,
+        output: Vec::new(),
+        sampling: Sampling::default(),
+        max_tokens,
+        stop: Vec::new(),
+        ignore_eos: false,
+        priority: Priority::Normal,
+        deadline: None,
+        salt: 0,
+        key: Default::default(),
+        tags: Vec::new(),
+        trace: TraceContext::default(),
+    }
+}
+
+pub(crate) fn profile(name: &str, slots: u32) -> Profile {
+    let rates = Rates {
+        prefill_tokens_per_s: 1000.0,
+        token_time_alone: Duration::from_millis(10),
+        token_time_full: Duration::from_millis(20),
+    };
+    let held = Held {
+        model: MODEL,
+        context: 1024,
+        numerics: "made-up".into(),
+        kv: KvType::F16,
+        kv_blocks: 256,
+        slots,
+        rates,
+    };
+    Profile { name: name.into(), models: vec![held] }
+}
+
+/// The token that every node computes at `position` after `prompt`.
+fn truth(prompt: &[u32], position: u32) -> u32 {
+    let seed = prompt.iter().fold(position as u64, |a, t| a.wrapping_mul(31).wrapping_add(u64::from(*t)));
+    Rng(seed).below(50_000) as u32
+}
+
+struct Job {
+    ask: Generate,
+    cancelled: bool,
+}
+
+struct Node {
+    jobs: BTreeMap<(RequestId, u32), Job>,
+    /// Nothing happens there before this.
+    frozen: Time,
+    pace: Duration,
+    steps: u64,
+    /// What it says arrives in order.
+    last_arrival: Time,
+}
+
+#[derive(Debug)]
+enum Happening {
+    Arrives(Input),
+    Works(NodeId),
+    Beats(NodeId),
+    Reaches(NodeId, ToNode),
+    Dies(NodeId),
+    Joins,
+    Asks(u64),
+}
+
+struct Client {
+    ask: Generate,
+    got: Vec<u32>,
+    end: Option<Event>,
+}
+
+struct World {
+    rng: Rng,
+    now: Time,
+    scheduler: Scheduler,
+    nodes: BTreeMap<NodeId, Node>,
+    agenda: BTreeMap<(Time, u64), Happening>,
+    number: u64,
+    clients: BTreeMap<RequestId, Client>,
+    resumed: u64,
+}
+
+impl World {
+    fn new(seed: u64) -> World {
+        let mut world = World {
+            rng: Rng(seed),
+            now: Time::ZERO,
+            scheduler: Scheduler::new(Limits::default(), Box::new(Fastest)),
+            nodes: BTreeMap::new(),
+            agenda: BTreeMap::new(),
+            number: 0,
+            clients: BTreeMap::new(),
+            resumed: 0,
+        };
+        for _ in 0..3 {
+            world.plan(Duration::ZERO, Happening::Joins);
+        }
+        for id in 0..40 {
+            let at = world.rng.ms(0, 25_000);
+            world.plan(at, Happening::Asks(id));
+        }
+        world
+    }
+
+    fn plan(&mut self, after: Duration, what: Happening) {
+        self.number += 1;
+        self.agenda.insert((self.now + after, self.number), what);
+    }
+
+    /// A node's word arrives after a while, behind all it said before.
+    fn say(&mut self, node: NodeId, from: FromNode) {
+        let delay = self.rng.ms(0, 30);
+        let Some(speaker) = self.nodes.get_mut(&node) else { return };
+        speaker.last_arrival = speaker.last_arrival.max(self.now + delay);
+        self.number += 1;
+        let key = (speaker.last_arrival, self.number);
+        self.agenda.insert(key, Happening::Arrives(Input::Node { node, from }));
+    }
+
+    fn faulty(&self) -> bool {
+        self.now < FAULTS_END
+    }
+
+    fn run(&mut self) {
+        loop {
+            let next = self.agenda.first_key_value().map(|(key, _)| key.0);
+            let wake = self.scheduler.wake_at();
+            let Some(at) = next.into_iter().chain(wake).min() else { break };
+            self.now = self.now.max(at);
+            assert!(self.now < GIVE_UP, "work does not drain: {:?}", self.scheduler.load());
+            if self.now > FAULTS_END
+                && self.clients.len() == 40
+                && self.clients.values().all(|c| c.end.is_some())
+            {
+                break;
+            }
+            if wake == Some(at) {
+                self.tell(Input::Tick);
+            } else if let Some((_, what)) = self.agenda.pop_first() {
+                self.happen(what);
+            }
+        }
+        assert_eq!((self.scheduler.load().running, self.scheduler.load().waiting), (0, 0));
+    }
+
+    fn happen(&mut self, what: Happening) {
+        match what {
+            Happening::Arrives(input) => self.tell(input),
+            Happening::Joins => self.join(),
+            Happening::Asks(id) => self.submit(id),
+            Happening::Works(id) => self.work(id),
+            Happening::Beats(id) => self.beat(id),
+            Happening::Reaches(id, message) => self.reach(id, message),
+            Happening::Dies(id) => {
+                if self.nodes.remove(&id).is_some() {
+                    let after = self.rng.ms(0, 200);
+                    self.plan(after, Happening::Arrives(Input::Lost { node: id, reason: "killed".into() }));
+                    let after = self.rng.ms(0, 2000);
+                    self.plan(after, Happening::Joins);
+                }
+            }
+        }
+    }
+
+    fn join(&mut self) {
+        self.number += 1;
+        let id = NodeId(self.number);
+        let pace = self.rng.ms(2, 40);
+        let node = Node { jobs: BTreeMap::new(), frozen: self.now, pace, steps: 0, last_arrival: self.now };
+        self.nodes.insert(id, node);
+        self.tell(Input::Connected { node: id, profile: profile(&format!("n{}", id.0), SLOTS) });
+        self.plan(pace, Happening::Works(id));
+        self.plan(Duration::from_millis(500), Happening::Beats(id));
+        if self.faulty() && self.rng.one_in(2) {
+            let after = self.rng.ms(500, 15_000);
+            self.plan(after, Happening::Dies(id));
+        }
+    }
+
+    fn submit(&mut self, id: u64) {
+        let length = 1 + self.rng.below(60);
+        let prompt = (0..length).map(|_| self.rng.below(1000) as u32).collect();
+        let max_tokens = 1 + self.rng.below(200) as u32;
+        let mut ask = ask(id, prompt, max_tokens);
+        ask.priority =
+            [Priority::Background, Priority::Normal, Priority::Interactive][self.rng.below(3) as usize];
+        if self.rng.one_in(10) {
+            ask.deadline = Some(self.rng.ms(1, 3000));
+        }
+        let client = Client { ask: ask.clone(), got: Vec::new(), end: None };
+        self.clients.insert(ask.request, client);
+        if self.rng.one_in(6) {
+            let after = self.rng.ms(0, 3000);
+            self.plan(after, Happening::Arrives(Input::Cancel(ask.request)));
+        }
+        if self.rng.one_in(6) {
+            for (from, to, behind) in [(0, 500, true), (500, 20_000, false)] {
+                let after = self.rng.ms(from, to);
+                self.plan(after, Happening::Arrives(Input::Reader { request: ask.request, behind }));
+            }
+        }
+        self.tell(Input::Submit(Box::new(ask)));
+    }
+
+    fn work(&mut self, id: NodeId) {
+        let faulty = self.faulty();
+        let Some(node) = self.nodes.get_mut(&id) else { return };
+        if node.frozen > self.now {
+            let rest = node.frozen.since(self.now);
+            return self.plan(rest, Happening::Works(id));
+        }
+        if faulty && self.rng.one_in(2000) {
+            node.frozen = self.now + self.rng.ms(100, 20_000);
+        }
+        let mut says = Vec::new();
+        for ((request, attempt), job) in node.jobs.iter_mut().take(SLOTS as usize) {
+            node.steps += 1;
+            let position = job.ask.output.len() as u32;
+            let event = if faulty && self.rng.one_in(500) {
+                Event::Failed(Failure { kind: FailureKind::Internal, message: "a bit flipped".into() })
+            } else if position >= job.ask.max_tokens {
+                Event::Finished { reason: Finish::Length, text: String::new(), usage: Usage::default() }
+            } else {
+                let id = truth(&job.ask.prompt, position);
+                job.ask.output.push(id);
+                Event::Token(Token { position, id, text: String::new(), logprob: None })
+            };
+            says.push((*request, *attempt, event));
+        }
+        let pace = node.pace;
+        for (request, attempt, event) in says {
+            if !matches!(event, Event::Token(_)) {
+                self.nodes.get_mut(&id).expect("looked up above").jobs.remove(&(request, attempt));
+            }
+            let from = FromNode::Event { request, attempt, event };
+            if faulty && self.rng.one_in(50) {
+                self.say(id, from.clone());
+            }
+            self.say(id, from);
+        }
+        self.plan(pace, Happening::Works(id));
+    }
+
+    fn beat(&mut self, id: NodeId) {
+        let Some(node) = self.nodes.get(&id) else { return };
+        if node.frozen <= self.now {
+            let model = ModelStatus {
+                model: MODEL,
+                alive: true,
+                running: node.jobs.len() as u32,
+                waiting: 0,
+                kv_blocks_free: 1,
+                steps: node.steps,
+                rates: None,
+            };
+            self.say(id, FromNode::Status(Status { draining: false, models: vec![model] }));
+        }
+        self.plan(Duration::from_millis(500), Happening::Beats(id));
+    }
+
+    fn reach(&mut self, id: NodeId, message: ToNode) {
+        let Some(node) = self.nodes.get_mut(&id) else { return };
+        match message {
+            ToNode::Generate(ask) => {
+                let key = (ask.request, ask.attempt);
+                if self.now < FAULTS_END && self.rng.one_in(20) {
+                    let event = Event::Failed(Failure { kind: FailureKind::Busy, message: "full".into() });
+                    return self.say(id, FromNode::Event { request: key.0, attempt: key.1, event });
+                }
+                let job = Job { ask: *ask, cancelled: false };
+                assert!(node.jobs.insert(key, job).is_none(), "an attempt was sent twice");
+                let live = node.jobs.values().filter(|job| !job.cancelled).count();
+                assert!(live <= 2 * SLOTS as usize, "{live} requests on one node");
+            }
+            ToNode::Cancel { request, attempt } => {
+                if let Some(job) = node.jobs.get_mut(&(request, attempt)) {
+                    job.cancelled = true;
+                }
+                // It goes on for a while: late answers must not be heard.
+                if self.rng.one_in(2) {
+                    node.jobs.remove(&(request, attempt));
+                }
+            }
+        }
+    }
+
+    fn tell(&mut self, input: Input) {
+        self.scheduler.handle(self.now, input);
+        while let Some(output) = self.scheduler.poll() {
+            match output {
+                Output::Send { node, message } => {
+                    if let ToNode::Generate(ask) = &message {
+                        self.check_resume(ask);
+                    }
+                    self.plan(Duration::from_millis(1), Happening::Reaches(node, message));
+                }
+                Output::Emit { request, event } => self.hear(request, event),
+                Output::Disconnect { node, .. } => {
+                    self.nodes.remove(&node);
+                    self.plan(Duration::from_secs(1), Happening::Joins);
+                }
+            }
+        }
+    }
+
+    fn check_resume(&mut self, ask: &Generate) {
+        let client = &self.clients[&ask.request];
+        assert_eq!(ask.output, client.got, "a node must go on from what the client has");
+        assert_eq!(ask.prompt, client.ask.prompt);
+        self.resumed += u64::from(ask.attempt > 0 && !ask.output.is_empty());
+    }
+
+    fn hear(&mut self, request: RequestId, event: Event) {
+        let client = self.clients.get_mut(&request).expect("somebody asked");
+        assert!(client.end.is_none(), "{request:?} heard {event:?} after its end");
+        match event {
+            Event::Token(token) => {
+                assert_eq!(
+                    token.position as usize,
+                    client.got.len(),
+                    "{request:?}: a position lost or repeated"
+                );
+                assert_eq!(token.id, truth(&client.ask.prompt, token.position));
+                client.got.push(token.id);
+            }
+            Event::Finished { .. } => {
+                assert_eq!(client.got.len(), client.ask.max_tokens as usize, "{request:?} ended early");
+                client.end = Some(event);
+            }
+            Event::Failed(_) => client.end = Some(event),
+        }
+    }
+}
+
+#[test]
+fn nothing_is_lost_or_repeated_whatever_happens() {
+    let (mut resumed, mut finished) = (0, 0);
+    for seed in 0..200 {
+        let outcome = std::panic::catch_unwind(|| {
+            let mut world = World::new(seed);
+            world.run();
+            let ends =
+                world.clients.values().filter(|c| matches!(c.end, Some(Event::Finished { .. }))).count();
+            (world.resumed, ends)
+        });
+        let Ok((resumes, ends)) = outcome else { panic!("seed {seed}") };
+        resumed += resumes;
+        finished += ends;
+    }
+    println!("200 seeds: {finished} of 8000 requests finished, {resumed} resumed in the middle");
+    assert!(resumed > 200 && finished > 4000, "the world is too kind or too harsh: {resumed} {finished}");
+}
