@@ -117,6 +117,9 @@ impl<'a> Parts<'a> {
             let why = format!("keys have {head_dim}, and only equal lengths are supported");
             return Err(self.wrong("attention.value_length", value_dim, why));
         }
+        if self.optional::<bool>("attention.causal")? == Some(false) {
+            return Err(self.wrong("attention.causal", false, "only causal attention is supported"));
+        }
         let vocab = match self.need("token_embd.weight")?.dims[..] {
             [_, rows] => usize::try_from(rows).unwrap_or(usize::MAX),
             ref found => return Err(shape_error("token_embd.weight", &[hidden as u64], found)),

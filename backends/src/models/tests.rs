@@ -83,6 +83,7 @@ fn what_cannot_be_is_refused_by_name() {
     check_refused("llama", set("llama.rope.scaling.factor", 1e-30f32.into()), "too fast");
     check_refused("llama", set("llama.rope.dimension_count", 33u32.into()), "dimension_count is 33");
     check_refused("llama", set("llama.rope.scaling.type", "longrope".into()), "none, linear and yarn");
+    check_refused("llama", set("llama.attention.causal", false.into()), "only causal");
     check_refused("llama", set("llama.expert_count", 8u32.into()), "mixtures of experts");
     check_refused(
         "llama",

@@ -1,0 +1,62 @@
+//! Writes files to start from into the folder that is its argument: a very small model of every family, and a header
+//! with a value of every type.
+#![allow(dead_code)] // the sources are whole, and not all of them is used here
+
+#[path = "../../backends/src/gguf/mod.rs"]
+pub mod gguf;
+#[path = "../../backends/src/models/mod.rs"]
+pub mod models;
+#[path = "../../backends/src/plan.rs"]
+pub mod plan;
+#[path = "../../backends/src/quant.rs"]
+pub mod quant;
+
+use gguf::write::Writer;
+use gguf::{Array, GgmlType, Strings, Value};
+use models::random::Random;
+use models::{FAMILIES, Shape};
+use plan::Heads;
+use std::path::Path;
+
+fn main() -> std::io::Result<()> {
+    let folder = std::env::args().nth(1).unwrap_or_else(|| "corpus".into());
+    let folder = Path::new(&folder);
+    std::fs::create_dir_all(folder)?;
+    for (i, family) in FAMILIES.iter().enumerate() {
+        let heads = Heads { heads: 1, kv_heads: 1, head_dim: 32 };
+        let model = Random {
+            architecture: family.architecture,
+            shape: Shape { layers: 1, hidden: 32, ff: 32, vocab: 8, context: 64, heads, eps: 1e-5 },
+            matrices: [GgmlType::Q4_0, GgmlType::Q8_0, GgmlType::Q5_1, GgmlType::IQ4_NL][i % 4],
+            embedding: GgmlType::F16,
+            tied: i % 2 == 0,
+            seed: i as u64,
+        };
+        let mut writer = model.writer();
+        let set = |key: &str| format!("{}.{key}", family.architecture);
+        writer.set(&set("rope.scaling.type"), ["linear", "yarn"][i % 2]);
+        writer.set(&set("rope.scaling.factor"), 2.0f32);
+        writer.set("tokenizer.ggml.tokens", ["a", "b", "ab", "<s>"].into_iter().collect::<Strings>());
+        let bytes = writer.to_bytes(|tensor| model.weights(tensor));
+        std::fs::write(folder.join(format!("{}.gguf", family.architecture)), bytes)?;
+    }
+    std::fs::write(folder.join("values.gguf"), values())
+}
+
+fn values() -> Vec<u8> {
+    let mut writer = Writer::new("none");
+    writer
+        .set("u8", 1u8)
+        .set("i8", -1i8)
+        .set("u16", 1u16)
+        .set("i16", -1i16)
+        .set("u32", 1u32)
+        .set("i32", -1i32);
+    writer.set("f32", 1f32).set("bool", true).set("u64", 1u64).set("i64", -1i64).set("f64", 1f64);
+    writer.set("as", Value::Array(Array::Array(vec![Array::U16(vec![1]), Array::Array(vec![])])));
+    writer.set("bs", vec![true]).set("is", vec![1i32, 2]).set("general.alignment", 32u32);
+    for ty in GgmlType::KNOWN {
+        writer.declare(&ty.to_string(), ty, &[ty.block_values() as u64, 1]);
+    }
+    writer.to_bytes(|tensor| vec![0x11; tensor.bytes as usize])
+}
