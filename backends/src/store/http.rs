@@ -3,10 +3,11 @@ use super::catalog::to_hex;
 use super::error::SourceError;
 use super::part::{Note, Part};
 use super::{Progress, StoreConfig, StoreError};
+use std::io::{self, Read};
 use std::time::Duration;
 use ureq::http::{Response, header};
 use ureq::tls::{RootCerts, TlsConfig};
-use ureq::{Agent, Body, Proxy};
+use ureq::{Agent, Body, BodyReader, Proxy};
 
 const REDIRECTS_MAX: usize = 8;
 /// Connections in a row that brought nothing new.
@@ -91,7 +92,19 @@ fn once(
     // a weak one doesn't promise equal bytes
     let etag = etag.filter(|e| e.starts_with('"') && e.len() < 256).map(str::to_owned);
     part.set_note(Note { url: get.url.into(), etag })?;
-    part.append_all(&mut response.body_mut().as_reader(), progress)
+    part.append_all(&mut Named { url: get.url, body: response.body_mut().as_reader() }, progress)
+}
+
+/// A body whose errors say where it comes from.
+struct Named<'a> {
+    url: &'a str,
+    body: BodyReader<'a>,
+}
+
+impl Read for Named<'_> {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        self.body.read(into).map_err(|e| io::Error::other(network(self.url, &e.into()).to_string()))
+    }
 }
 
 /// The response to a request for the missing bytes, redirects followed.

@@ -119,9 +119,6 @@ impl Part {
                 Ok(0) => return Ok(()),
                 Ok(n) => self.append(&buffer[..n])?,
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-                Err(e) if e.kind() == io::ErrorKind::TimedOut => {
-                    return Err(SourceError::Network("the connection fell silent".into()));
-                }
                 Err(e) => return Err(SourceError::Network(e.to_string())),
             }
             progress(Progress::Bytes { done: self.len, total: self.size });

@@ -125,7 +125,7 @@ fn sources_that_fail_are_passed_over() {
     sources.push(http(&good));
     let started = Instant::now();
     let said = check_pull(&store_in(folder.path(), &sources));
-    let because = ["refused", "404", "SHA-256", "10 bytes", "SHA-256 000", "silent", "No such file"];
+    let because = ["refused", "404", "SHA-256", "10 bytes", "SHA-256 000", "in time", "No such file"];
     assert_eq!(said.len(), because.len(), "{said:#?}");
     for (why, expected) in said.iter().zip(because) {
         assert!(why.contains(expected), "{why} lacks {expected}");
