@@ -12,7 +12,7 @@ pub mod plan;
 pub mod quant;
 
 use gguf::write::Writer;
-use gguf::{Array, GgmlType, Strings, Value};
+use gguf::{Array, GgmlType, ModelFile, Strings, Value};
 use models::random::Random;
 use models::{FAMILIES, Shape};
 use plan::Heads;
@@ -38,6 +38,8 @@ fn main() -> std::io::Result<()> {
         writer.set(&set("rope.scaling.factor"), 2.0f32);
         writer.set("tokenizer.ggml.tokens", ["a", "b", "ab", "<s>"].into_iter().collect::<Strings>());
         let bytes = writer.to_bytes(|tensor| model.weights(tensor));
+        let file = ModelFile::from_bytes(&bytes[..]).expect("the writer's files can be read");
+        models::plan(&file).expect("a seed gets past the last check");
         std::fs::write(folder.join(format!("{}.gguf", family.architecture)), bytes)?;
     }
     std::fs::write(folder.join("values.gguf"), values())

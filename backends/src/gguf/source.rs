@@ -15,12 +15,13 @@ pub(super) enum Source {
 
 impl Source {
     pub(super) fn open(path: &Path) -> Result<Source, GgufError> {
-        let file = File::open(path)?;
-        let metadata = file.metadata()?;
-        if !metadata.is_file() {
+        // Before opening, which would wait for the other end of a pipe.
+        if !std::fs::metadata(path)?.is_file() {
             return Err(GgufError::malformed("is not a regular file"));
         }
-        Ok(Source::File(file, metadata.len()))
+        let file = File::open(path)?;
+        let length = file.metadata()?.len();
+        Ok(Source::File(file, length))
     }
 
     pub(super) fn len(&self) -> u64 {

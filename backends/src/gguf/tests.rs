@@ -170,6 +170,23 @@ fn tensors_out_of_place_are_refused() {
 }
 
 #[test]
+fn what_is_no_file_is_refused() {
+    check_error(ModelFile::open(&std::env::temp_dir()), "is not a regular file");
+    check_error(ModelFile::open(Path::new("no/such/model.gguf")), "no/such/model.gguf: can't be read");
+}
+
+#[test]
+fn a_file_cut_short_while_open_is_an_error() {
+    let path = std::env::temp_dir().join(format!("weir-cut-{}.gguf", std::process::id()));
+    std::fs::write(&path, tiny()).unwrap();
+    let file = ModelFile::open(&path).unwrap();
+    std::fs::OpenOptions::new().write(true).open(&path).unwrap().set_len(100).unwrap();
+    let tensor = file.tensor("b").unwrap();
+    check_error(file.read(tensor, 0..tensor.bytes, &mut [0; 136]), "tensor b: can't be read");
+    std::fs::remove_file(&path).unwrap();
+}
+
+#[test]
 fn split_models_are_joined() {
     let folder = std::env::temp_dir().join(format!("weir-split-{}", std::process::id()));
     std::fs::create_dir_all(&folder).unwrap();

@@ -117,6 +117,7 @@ impl Random {
             Noise(tensor.name.bytes().fold(self.seed, |seed, byte| Noise(seed ^ u64::from(byte)).next()));
         let (centre, spread) = match tensor.name.as_str() {
             name if name.ends_with("norm.weight") => (1.0, 0.2),
+            "rope_freqs.weight" => (4.0, 1.0),
             name if name.ends_with(".bias") => (0.0, 0.1),
             "token_embd.weight" => (0.0, 1.0),
             _ => (0.0, 1.0 / (tensor.dims[0] as f32).sqrt()),
