@@ -266,7 +266,8 @@ impl World {
             } else if position >= job.ask.max_tokens {
                 Event::Finished { reason: Finish::Length, text: String::new(), usage: Usage::default() }
             } else {
-                let id = truth(&job.ask.prompt, position);
+                // What comes after a cancel is rubbish, so that whoever listens to it is found out.
+                let id = truth(&job.ask.prompt, position) + u32::from(job.cancelled);
                 job.ask.output.push(id);
                 Event::Token(Token { position, id, text: String::new(), logprob: None })
             };

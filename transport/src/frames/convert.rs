@@ -1,0 +1,158 @@
+//! From validated archives to the vocabulary. What makes no sense is refused here, once.
+use super::body::{
+    ArchivedCandidate, ArchivedFailed, ArchivedFinished, ArchivedGenerate, ArchivedProfile, ArchivedRates,
+    ArchivedSampling, ArchivedStatus, ArchivedToken, failure_number, finish_number, kv_number,
+    priority_number,
+};
+use super::{FrameError, Kind};
+use std::time::Duration;
+use weir_scheduler::{
+    Candidate, Event, Failure, FailureKind, Finish, Generate, Held, KeyId, KvType, Logprob, ModelId,
+    ModelStatus, Priority, Profile, Rates, RequestId, Sampling, Status, Token, TraceContext, Usage,
+};
+
+type Result<T> = std::result::Result<T, FrameError>;
+
+fn sense(kind: Kind, holds: bool, why: &'static str) -> Result<()> {
+    if holds { Ok(()) } else { Err(FrameError::Senseless { kind, why }) }
+}
+
+/// The one of `all` with this number.
+fn named<T: Copy>(kind: Kind, all: &[T], number: fn(T) -> u8, wanted: u8, why: &'static str) -> Result<T> {
+    all.iter().copied().find(|one| number(*one) == wanted).ok_or(FrameError::Senseless { kind, why })
+}
+
+fn sampling(s: &ArchivedSampling) -> Result<Sampling> {
+    let made = Sampling {
+        temperature: s.temperature.into(),
+        top_k: s.top_k.into(),
+        top_p: s.top_p.into(),
+        min_p: s.min_p.into(),
+        repetition_penalty: s.repetition_penalty.into(),
+        frequency_penalty: s.frequency_penalty.into(),
+        presence_penalty: s.presence_penalty.into(),
+        seed: s.seed.into(),
+        logit_bias: s.logit_bias.iter().map(|pair| (pair.0.into(), pair.1.into())).collect(),
+        logprobs: s.logprobs.as_ref().copied(),
+    };
+    let within = |value: f32, low: f32, high: f32| (low..=high).contains(&value);
+    let holds = within(made.temperature, 0.0, 100.0)
+        && within(made.top_p, f32::MIN_POSITIVE, 1.0)
+        && within(made.min_p, 0.0, 1.0)
+        && within(made.repetition_penalty, f32::MIN_POSITIVE, 100.0)
+        && within(made.frequency_penalty, -100.0, 100.0)
+        && within(made.presence_penalty, -100.0, 100.0)
+        && made.logit_bias.iter().all(|(_, bias)| within(*bias, -100.0, 100.0))
+        && made.logprobs.is_none_or(|n| n <= 20);
+    sense(Kind::Generate, holds, "a sampling parameter is out of range")?;
+    Ok(made)
+}
+
+pub(super) fn generate(g: &ArchivedGenerate) -> Result<Generate> {
+    const KIND: Kind = Kind::Generate;
+    let priorities = [Priority::Background, Priority::Normal, Priority::Interactive];
+    sense(KIND, !g.prompt.is_empty(), "the prompt is empty")?;
+    sense(KIND, g.max_tokens.to_native() > 0, "max_tokens is 0")?;
+    sense(KIND, g.stop.iter().all(|stop| !stop.is_empty()), "a stop string is empty")?;
+    Ok(Generate {
+        request: RequestId(g.request.into()),
+        attempt: g.attempt.into(),
+        model: ModelId(g.model),
+        prompt: g.prompt.iter().map(|id| id.to_native()).collect(),
+        output: g.output.iter().map(|id| id.to_native()).collect(),
+        sampling: sampling(&g.sampling)?,
+        max_tokens: g.max_tokens.into(),
+        stop: g.stop.iter().map(|stop| stop.as_str().to_owned()).collect(),
+        ignore_eos: g.ignore_eos,
+        priority: named(KIND, &priorities, priority_number, g.priority, "no such priority")?,
+        deadline: g.deadline_ns.as_ref().map(|ns| Duration::from_nanos(ns.to_native())),
+        salt: g.salt.into(),
+        key: KeyId(g.key.into()),
+        tags: g.tags.iter().map(|pair| (pair.0.as_str().to_owned(), pair.1.as_str().to_owned())).collect(),
+        trace: TraceContext { trace: g.trace.into(), span: g.span.into(), flags: g.trace_flags },
+    })
+}
+
+fn candidate(c: &ArchivedCandidate) -> Candidate {
+    Candidate { id: c.id.into(), logprob: c.logprob.into(), bytes: c.bytes.as_slice().to_vec() }
+}
+
+pub(super) fn token(t: &ArchivedToken) -> Token {
+    Token {
+        position: t.position.into(),
+        id: t.id.into(),
+        text: t.text.as_str().to_owned(),
+        logprob: t
+            .logprob
+            .as_ref()
+            .map(|l| Logprob { chosen: candidate(&l.chosen), top: l.top.iter().map(candidate).collect() }),
+    }
+}
+
+pub(super) fn finished(f: &ArchivedFinished) -> Result<Event> {
+    let reasons = [Finish::Stop, Finish::Length];
+    Ok(Event::Finished {
+        reason: named(Kind::Finished, &reasons, finish_number, f.reason, "no such reason")?,
+        text: f.text.as_str().to_owned(),
+        usage: Usage {
+            prompt_tokens: f.prompt_tokens.into(),
+            cached_tokens: f.cached_tokens.into(),
+            output_tokens: f.output_tokens.into(),
+        },
+    })
+}
+
+pub(super) fn failure(f: &ArchivedFailed) -> Result<Failure> {
+    let kinds = [
+        FailureKind::Invalid,
+        FailureKind::NoModel,
+        FailureKind::Busy,
+        FailureKind::Deadline,
+        FailureKind::Cancelled,
+        FailureKind::Internal,
+    ];
+    let kind = named(Kind::Failed, &kinds, failure_number, f.failure, "no such failure")?;
+    Ok(Failure { kind, message: f.message.as_str().to_owned() })
+}
+
+fn rates(kind: Kind, r: &ArchivedRates) -> Result<Rates> {
+    let prefill_tokens_per_s: f32 = r.prefill_tokens_per_s.into();
+    sense(kind, prefill_tokens_per_s.is_finite() && prefill_tokens_per_s > 0.0, "a rate is not above 0")?;
+    Ok(Rates {
+        prefill_tokens_per_s,
+        token_time_alone: Duration::from_nanos(r.token_time_alone_ns.into()),
+        token_time_full: Duration::from_nanos(r.token_time_full_ns.into()),
+    })
+}
+
+pub(super) fn profile(p: &ArchivedProfile) -> Result<Profile> {
+    const KIND: Kind = Kind::Profile;
+    let models = p.models.iter().map(|h| {
+        sense(KIND, h.slots.to_native() > 0, "a model has no slots")?;
+        Ok(Held {
+            model: ModelId(h.model),
+            context: h.context.into(),
+            numerics: h.numerics.as_str().to_owned(),
+            kv: named(KIND, &[KvType::F16, KvType::Q8_0], kv_number, h.kv, "no such KV type")?,
+            kv_blocks: h.kv_blocks.into(),
+            slots: h.slots.into(),
+            rates: rates(KIND, &h.rates)?,
+        })
+    });
+    Ok(Profile { name: p.name.as_str().to_owned(), models: models.collect::<Result<_>>()? })
+}
+
+pub(super) fn status(s: &ArchivedStatus) -> Result<Status> {
+    let models = s.models.iter().map(|m| {
+        Ok(ModelStatus {
+            model: ModelId(m.model),
+            alive: m.alive,
+            running: m.running.into(),
+            waiting: m.waiting.into(),
+            kv_blocks_free: m.kv_blocks_free.into(),
+            steps: m.steps.into(),
+            rates: m.rates.as_ref().map(|r| rates(Kind::Status, r)).transpose()?,
+        })
+    });
+    Ok(Status { draining: s.draining, models: models.collect::<Result<_>>()? })
+}
