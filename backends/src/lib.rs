@@ -3,8 +3,10 @@
 //! A model file ([`gguf`]) and a family ([`models`]) give a [`plan::Plan`]: a list of fused steps with shapes. A
 //! device compiles it into a [`program::Program`], bespoke to that model. The [`engine`] feeds programs with batches.
 
+pub mod engine;
 pub mod gguf;
 pub mod models;
+pub mod null;
 pub mod philox;
 pub mod plan;
 pub mod program;

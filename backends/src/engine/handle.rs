@@ -1,0 +1,247 @@
+//! An engine on a thread of its own.
+use super::{Engine, EngineConfig, EngineStatus, Progress, QUEUE_MAX, Vocabulary, busy};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, TryRecvError, channel};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+use tokio::sync::mpsc;
+use weir_scheduler::{Event, Failure, FailureKind, Generate, RequestId, Time};
+
+/// How often a device that computes on its own is asked.
+const POLL: Duration = Duration::from_micros(30);
+/// How often readers that are behind are tried.
+const RETRY: Duration = Duration::from_millis(2);
+
+/// A running engine. Clones are the same engine; it ends, and its thread with it, when the last one is dropped or by
+/// [`EngineHandle::shutdown`].
+#[derive(Clone)]
+pub struct EngineHandle {
+    owner: Arc<Owner>,
+}
+
+/// The last of them joins the thread.
+struct Owner {
+    commands: Sender<Command>,
+    shared: Arc<Shared>,
+    config: EngineConfig,
+    vocabulary: Vocabulary,
+    thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+/// What the thread and its handles both see.
+struct Shared {
+    origin: Instant,
+    /// Requests that were accepted and haven't ended.
+    live: AtomicUsize,
+    /// Requests, and tokens of their prompts, on their way to the thread.
+    arriving: AtomicUsize,
+    arriving_tokens: AtomicUsize,
+    /// As of the last step, and when that was.
+    status: Mutex<(EngineStatus, Time)>,
+}
+
+enum Command {
+    Generate(Box<(Generate, mpsc::Sender<Event>)>),
+    Cancel(RequestId, u32),
+    Shutdown,
+}
+
+impl EngineHandle {
+    /// Starts the engine on a thread named `weir-engine`.
+    pub(super) fn new(engine: Engine) -> EngineHandle {
+        let (config, vocabulary) = (engine.config, engine.vocabulary.clone());
+        let shared = Arc::new(Shared {
+            origin: Instant::now(),
+            live: AtomicUsize::new(0),
+            arriving: AtomicUsize::new(0),
+            arriving_tokens: AtomicUsize::new(0),
+            status: Mutex::new((engine.status(Time::ZERO), Time::ZERO)),
+        });
+        let (commands, inbox) = channel();
+        let driver = Driver { engine, inbox, shared: shared.clone(), ended: 0 };
+        let thread = std::thread::Builder::new().name("weir-engine".into()).spawn(move || driver.run());
+        if let Err(error) = &thread {
+            let why = format!("the engine's thread could not be started: {error}");
+            shared.status.lock().unwrap_or_else(PoisonError::into_inner).0.failed = Some(why);
+        }
+        let thread = Mutex::new(thread.ok());
+        EngineHandle { owner: Arc::new(Owner { commands, shared, config, vocabulary, thread }) }
+    }
+
+    /// Asks for a generation. Its events go through `events`: while that is full the sequence rests, and when its
+    /// receiver is dropped the request is cancelled. Fails at once if the request can't be served here at all
+    /// ([`FailureKind::Invalid`], [`FailureKind::NoModel`]), if the queue is full ([`FailureKind::Busy`]), or if the
+    /// engine has failed or was shut down ([`FailureKind::Internal`]); no event comes then.
+    pub fn generate(&self, ask: Generate, events: mpsc::Sender<Event>) -> Result<(), Failure> {
+        let Owner { shared, config, vocabulary, .. } = &*self.owner;
+        config.check(&ask, vocabulary)?;
+        if let Some(why) = &shared.status().0.failed {
+            return Err(Failure { kind: FailureKind::Internal, message: why.clone() });
+        }
+        let most = config.layout.slots as usize + QUEUE_MAX;
+        let one_more = |live| (live < most).then_some(live + 1);
+        shared.live.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_more).map_err(busy)?;
+        let tokens = ask.prompt.len();
+        shared.arriving.fetch_add(1, Ordering::Relaxed);
+        shared.arriving_tokens.fetch_add(tokens, Ordering::Relaxed);
+        self.owner.commands.send(Command::Generate(Box::new((ask, events)))).map_err(|_| {
+            shared.live.fetch_sub(1, Ordering::Relaxed);
+            shared.arrived(tokens);
+            Failure { kind: FailureKind::Internal, message: "the engine was shut down".into() }
+        })
+    }
+
+    /// Ends a request with [`FailureKind::Cancelled`]; nothing happens if it has ended already.
+    pub fn cancel(&self, request: RequestId, attempt: u32) {
+        // An engine that has ended has no requests either.
+        _ = self.owner.commands.send(Command::Cancel(request, attempt));
+    }
+
+    /// How it is doing.
+    pub fn status(&self) -> EngineStatus {
+        let shared = &self.owner.shared;
+        let (mut status, at) = shared.status();
+        if status.running + status.queued > 0 {
+            status.last_step_age += shared.now().since(at);
+        }
+        status.queued += shared.arriving.load(Ordering::Relaxed);
+        status.queued_prompt_tokens += shared.arriving_tokens.load(Ordering::Relaxed);
+        status
+    }
+
+    /// What it runs, its bounds brought within what the layout can do.
+    pub fn config(&self) -> EngineConfig {
+        self.owner.config
+    }
+
+    /// Fails what is running and ends the thread, after the step that is under way.
+    pub fn shutdown(&self) {
+        self.owner.shutdown();
+    }
+}
+
+impl Owner {
+    fn shutdown(&self) {
+        _ = self.commands.send(Command::Shutdown);
+        let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(thread) = thread {
+            // The driver catches panics of the device; what is left has been printed.
+            _ = thread.join();
+        }
+    }
+}
+
+impl Drop for Owner {
+    fn drop(&mut self) {
+        self.shutdown();
+    }
+}
+
+impl Shared {
+    fn now(&self) -> Time {
+        Time::ZERO + self.origin.elapsed()
+    }
+
+    fn status(&self) -> (EngineStatus, Time) {
+        self.status.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn arrived(&self, tokens: usize) {
+        self.arriving.fetch_sub(1, Ordering::Relaxed);
+        self.arriving_tokens.fetch_sub(tokens, Ordering::Relaxed);
+    }
+}
+
+/// The thread's.
+struct Driver {
+    engine: Engine,
+    inbox: Receiver<Command>,
+    shared: Arc<Shared>,
+    /// Of [`Engine::ended`], subtracted from [`Shared::live`].
+    ended: u64,
+}
+
+impl Driver {
+    fn run(mut self) {
+        while self.obey(None) {
+            let now = self.shared.now();
+            let step = catch_unwind(AssertUnwindSafe(|| self.engine.step(now)));
+            let progress = step.unwrap_or_else(|panic| {
+                let why = panic.downcast_ref::<&str>().map(|s| s.to_string());
+                let why = why.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_default();
+                self.engine.fail(&format!("the engine or its device panicked: {why}"));
+                Progress::Worked
+            });
+            self.publish();
+            let wait = match progress {
+                Progress::Worked => continue,
+                Progress::Computing => POLL,
+                Progress::Blocked => RETRY,
+                Progress::Idle => Duration::MAX,
+            };
+            let command = match self.inbox.recv_timeout(wait) {
+                Ok(command) => Some(command),
+                Err(RecvTimeoutError::Timeout) => None,
+                Err(RecvTimeoutError::Disconnected) => break,
+            };
+            if command.is_some() && !self.obey(command) {
+                break;
+            }
+        }
+        self.engine.fail("the engine was shut down");
+        while let Ok(command) = self.inbox.try_recv() {
+            self.obey_one(command);
+        }
+        self.publish();
+    }
+
+    /// Does `first` and all that has arrived; false for the end.
+    fn obey(&mut self, first: Option<Command>) -> bool {
+        if first.is_some_and(|command| !self.obey_one(command)) {
+            return false;
+        }
+        loop {
+            match self.inbox.try_recv() {
+                Ok(command) => {
+                    if !self.obey_one(command) {
+                        return false;
+                    }
+                }
+                Err(TryRecvError::Empty) => return true,
+                Err(TryRecvError::Disconnected) => return false,
+            }
+        }
+    }
+
+    fn obey_one(&mut self, command: Command) -> bool {
+        match command {
+            Command::Generate(ask) => {
+                let (ask, events) = *ask;
+                self.shared.arrived(ask.prompt.len());
+                let now = self.shared.now();
+                if let Err(failure) = self.engine.generate(now, ask, events.clone()) {
+                    // The handle has checked the request, so the engine has failed since.
+                    self.shared.live.fetch_sub(1, Ordering::Relaxed);
+                    _ = events.try_send(Event::Failed(failure));
+                }
+                true
+            }
+            Command::Cancel(request, attempt) => {
+                self.engine.cancel(request, attempt);
+                true
+            }
+            Command::Shutdown => false,
+        }
+    }
+
+    fn publish(&mut self) {
+        let ended = self.engine.ended - self.ended;
+        self.ended = self.engine.ended;
+        self.shared.live.fetch_sub(ended as usize, Ordering::Relaxed);
+        let now = self.shared.now();
+        let status = (self.engine.status(now), now);
+        *self.shared.status.lock().unwrap_or_else(PoisonError::into_inner) = status;
+    }
+}

@@ -1,0 +1,145 @@
+//! Who computes next: admission to slots, the rows of a step, and preemption.
+use super::sequence::Sequence;
+use super::{Engine, Flight};
+use crate::program::{Batch, Input, Segment, Want};
+use std::cmp::Reverse;
+use std::time::Duration;
+use weir_scheduler::{BLOCK_TOKENS, Priority, Time};
+
+/// A sequence whose reader has been behind for this long gives up its slot if another one wants it.
+const STALL_MAX: Duration = Duration::from_millis(250);
+
+impl Engine {
+    /// Gives slots and cached blocks to the most urgent of the queue, as long as there are both.
+    pub(super) fn admit(&mut self, now: Time) {
+        while let Some(at) = self.waiting.iter().position(|s| s.stalled.is_none()) {
+            let Some(mut sequence) = self.waiting.remove(at) else { break };
+            let Some((slot, hits)) = self.room_for(&mut sequence, now) else {
+                self.enqueue(sequence);
+                break;
+            };
+            hits.iter().for_each(|&id| self.pool.adopt(id));
+            self.runs += 1;
+            sequence.begin(self.runs, hits);
+            self.running[slot] = Some(sequence);
+        }
+    }
+
+    /// A slot, and the blocks that hold the sequence's beginning already. Those that have to yield to it are preempted
+    /// until there is room.
+    fn room_for(&mut self, sequence: &mut Sequence, now: Time) -> Option<(usize, Vec<u32>)> {
+        loop {
+            if let Some(slot) = self.running.iter().position(Option::is_none) {
+                let (hits, in_use) = self.hits(sequence);
+                // Room for all that is known and a token more, and a block for each of the others.
+                let others = self.running().filter(|s| s.stalled.is_none()).count();
+                let needed = (sequence.tokens.len() + 1).div_ceil(BLOCK_TOKENS) - in_use;
+                if self.pool.available() >= needed + others {
+                    return Some((slot, hits));
+                }
+            }
+            let yields = |s: &Sequence| {
+                s.rank.0 > sequence.rank.0 || s.stalled.is_some_and(|since| now.since(since) >= STALL_MAX)
+            };
+            let victim = self.least_urgent(yields)?;
+            self.preempt(victim);
+        }
+    }
+
+    /// Named blocks that hold the beginning of a sequence, and how many of them somebody uses. The last token is never
+    /// among them: its row gives the next one.
+    fn hits(&self, sequence: &mut Sequence) -> (Vec<u32>, usize) {
+        let most = (sequence.tokens.len() - 1) / BLOCK_TOKENS;
+        let keys = sequence.keys(self.config.model, self.config.layout.kv);
+        let mut in_use = 0;
+        let found = keys.iter().take(most).map_while(|&key| self.pool.find(key));
+        let hits = found.inspect(|&(_, used)| in_use += usize::from(used)).map(|(id, _)| id).collect();
+        (hits, in_use)
+    }
+
+    /// The running sequence that goes first where one has to: a stalled one, else the least important youngest.
+    fn least_urgent(&self, which: impl Fn(&Sequence) -> bool) -> Option<usize> {
+        let running = self.running.iter().enumerate();
+        let candidates = running.filter_map(|(slot, s)| s.as_ref().filter(|s| which(s)).map(|s| (slot, s)));
+        candidates.max_by_key(|(_, s)| (s.stalled.is_some(), s.rank)).map(|(slot, _)| slot)
+    }
+
+    /// Back to the queue, without blocks.
+    fn preempt(&mut self, slot: usize) {
+        if let Some(mut sequence) = self.running[slot].take() {
+            sequence.release(&mut self.pool, self.config.model, self.config.layout.kv);
+            self.enqueue(sequence);
+        }
+    }
+
+    /// The rows of the next step; none if nobody has any.
+    pub(super) fn schedule(&mut self) -> Option<(Batch, Vec<Flight>)> {
+        let mut ranked = std::mem::take(&mut self.ranked);
+        ranked.clear();
+        let running = self.running.iter().enumerate();
+        let ready = running.filter_map(|(slot, s)| s.as_ref().map(|s| (slot, s)));
+        ranked.extend(
+            ready.filter(|(_, s)| s.stalled.is_none() && s.rows() > 0).map(|(slot, s)| (s.rank, slot)),
+        );
+        ranked.sort_unstable();
+        if ranked.first().is_some_and(|(rank, _)| rank.0 != Reverse(Priority::Background)) {
+            ranked.retain(|(rank, _)| rank.0 != Reverse(Priority::Background));
+        }
+        let decoding =
+            ranked.iter().filter(|(_, slot)| self.running[*slot].as_ref().is_some_and(|s| s.rows() == 1));
+        let rows = self.config.layout.rows as usize;
+        let mut prefill = (self.config.prefill_chunk as usize).min(rows - decoding.count());
+        let mut batch = Batch { segments: Vec::with_capacity(ranked.len()) };
+        let mut flights = Vec::with_capacity(ranked.len());
+        for &(rank, slot) in &ranked {
+            let Some(rows) = self.running[slot].as_ref().filter(|s| s.rank == rank).map(|s| s.rows()) else {
+                continue;
+            };
+            let (rows, of_prefill) = if rows == 1 { (1, 0) } else { (rows.min(prefill), rows.min(prefill)) };
+            if rows == 0 || !self.extend(slot, rows) {
+                continue;
+            }
+            let Some(sequence) = &mut self.running[slot] else { continue };
+            prefill -= of_prefill;
+            self.prompt_tokens += sequence.prompt.saturating_sub(sequence.computed).min(rows) as u64;
+            let segment = segment(sequence, slot, rows);
+            flights.push(Flight { slot, run: sequence.run, sampled: segment.want != Want::Nothing });
+            batch.segments.push(segment);
+        }
+        self.ranked = ranked;
+        (!flights.is_empty()).then_some((batch, flights))
+    }
+
+    /// Sees to blocks for `rows` more positions. Where there are none, the least urgent sequence is preempted; false if
+    /// that is this one. Sequences that are in the step already are more urgent than this one.
+    fn extend(&mut self, slot: usize, rows: usize) -> bool {
+        loop {
+            let Some(sequence) = &mut self.running[slot] else { return false };
+            if sequence.blocks.len() * BLOCK_TOKENS >= sequence.computed + rows {
+                return true;
+            }
+            if let Some(id) = self.pool.allocate() {
+                sequence.blocks.push(id);
+            } else if let Some(victim) = self.least_urgent(|_| true) {
+                self.preempt(victim);
+            }
+        }
+    }
+}
+
+/// The next `rows` rows of a sequence, which are under way from here on.
+fn segment(sequence: &mut Sequence, slot: usize, rows: usize) -> Segment {
+    let start = sequence.computed;
+    let input = match sequence.tokens.get(start..start + rows) {
+        Some(ids) => Input::Ids(ids.to_vec()),
+        None => Input::LastSampled,
+    };
+    sequence.computed += rows;
+    let want = if sequence.computed < sequence.tokens.len() {
+        Want::Nothing
+    } else {
+        sequence.pending += 1;
+        Want::Sample(sequence.spec(sequence.computed))
+    };
+    Segment { slot: slot as u32, start: start as u32, input, blocks: sequence.table(), want }
+}

@@ -1,0 +1,272 @@
+//! One request on its way through the engine.
+use super::blocks::BlockPool;
+use super::vocabulary::{Text, Vocabulary};
+use crate::program::{SampleSpec, Sampled, TokenCount};
+use std::cmp::Reverse;
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+use tokio::sync::mpsc::Sender;
+use tokio::sync::mpsc::error::TrySendError;
+use weir_scheduler::{
+    BLOCK_TOKENS, BlockKey, Candidate, Event, Finish, Generate, KvType, Logprob, ModelId, Priority,
+    RequestId, Sampling, Time, Token, Usage, chain,
+};
+
+/// Smaller is more urgent: priority, then age.
+pub(crate) type Rank = (Reverse<Priority>, u64);
+
+/// A request in the queue, in a slot, or preempted. What has been sent is never revised: a preempted sequence is
+/// computed again from `prompt ++ output`.
+#[derive(Debug)]
+pub(crate) struct Sequence {
+    pub(crate) request: RequestId,
+    pub(crate) attempt: u32,
+    pub(crate) rank: Rank,
+    pub(crate) deadline: Option<Time>,
+    pub(crate) outbox: Outbox,
+    /// Since when its reader has been behind.
+    pub(crate) stalled: Option<Time>,
+    /// Prompt and output, as far as the host knows.
+    pub(crate) tokens: Vec<u32>,
+    /// Tokens of the prompt.
+    pub(crate) prompt: usize,
+    /// Of `tokens`, when it ends.
+    limit: usize,
+    ignore_eos: bool,
+    salt: u64,
+    sampling: Arc<Sampling>,
+    counts: Option<Counts>,
+    text: Text,
+    /// The output that came with the request holds a stop string.
+    stopped: bool,
+    /// Of the prompt, found in the KV cache when it was first admitted.
+    cached: Option<u32>,
+    /// Numbers the times it was given a slot: results of an earlier time are void.
+    pub(crate) run: u64,
+    /// Positions whose keys and values have been submitted.
+    pub(crate) computed: usize,
+    /// Tokens sampled in steps still in flight.
+    pub(crate) pending: usize,
+    pub(crate) blocks: Vec<u32>,
+    /// The same, as programs take it; rebuilt when it is behind.
+    table: Arc<[u32]>,
+    /// Names of the full blocks of `tokens`, as far as they were needed.
+    keys: Vec<BlockKey>,
+    /// Leading blocks that have been registered or adopted.
+    registered: usize,
+}
+
+impl Sequence {
+    /// `deadline` is absolute; `context` is the most tokens a sequence may have.
+    pub(crate) fn new(
+        ask: Generate,
+        sink: Sender<Event>,
+        vocabulary: &Vocabulary,
+        context: u32,
+        age: u64,
+        deadline: Option<Time>,
+    ) -> Self {
+        let prompt = ask.prompt.len();
+        let mut text = vocabulary.stream(&ask.stop);
+        let stopped = ask.output.iter().any(|&id| text.push(id).stopped);
+        let mut tokens = ask.prompt;
+        tokens.extend_from_slice(&ask.output);
+        let counts = Counts::new(&ask.sampling, &tokens[..prompt], &tokens[prompt..]);
+        Sequence {
+            request: ask.request,
+            attempt: ask.attempt,
+            rank: (Reverse(ask.priority), age),
+            deadline,
+            outbox: Outbox { sink, events: VecDeque::new() },
+            stalled: None,
+            prompt,
+            limit: (context as usize).min(prompt.saturating_add(ask.max_tokens as usize)),
+            ignore_eos: ask.ignore_eos,
+            salt: ask.salt,
+            sampling: Arc::new(ask.sampling),
+            counts,
+            text,
+            stopped,
+            cached: None,
+            run: 0,
+            computed: 0,
+            pending: 0,
+            blocks: Vec::new(),
+            table: Arc::new([]),
+            keys: Vec::new(),
+            registered: 0,
+            tokens,
+        }
+    }
+
+    /// If the tokens that came with the request already end it.
+    pub(crate) fn ended(&self, vocabulary: &Vocabulary) -> Option<Finish> {
+        let last = *self.tokens[self.prompt..].last()?;
+        if self.stopped || (!self.ignore_eos && vocabulary.is_end(last)) {
+            return Some(Finish::Stop);
+        }
+        (self.tokens.len() >= self.limit).then_some(Finish::Length)
+    }
+
+    /// Rows that may be computed next, one if it decodes; 0 if it has to wait for a step in flight.
+    pub(crate) fn rows(&self) -> usize {
+        let known = self.tokens.len().saturating_sub(self.computed);
+        if known > 0 {
+            return known;
+        }
+        // The next id is on its way; a device can go on from it, unless the choice needs the host.
+        usize::from(self.counts.is_none() && self.tokens.len() + self.pending < self.limit)
+    }
+
+    /// Names of all full blocks of what is known.
+    pub(crate) fn keys(&mut self, model: ModelId, kv: KvType) -> &[BlockKey] {
+        let full = self.tokens.len() / BLOCK_TOKENS;
+        if self.keys.len() < full {
+            let known = &self.tokens[..full * BLOCK_TOKENS];
+            self.keys.extend(chain(model, kv, self.salt, known).skip(self.keys.len()));
+        }
+        &self.keys
+    }
+
+    /// Begins a run on blocks that were found in the cache.
+    pub(crate) fn begin(&mut self, run: u64, adopted: Vec<u32>) {
+        self.run = run;
+        self.computed = adopted.len() * BLOCK_TOKENS;
+        self.registered = adopted.len();
+        self.blocks = adopted;
+        self.cached.get_or_insert(self.computed.min(self.prompt) as u32);
+    }
+
+    /// Names computed blocks, as far as names are known.
+    pub(crate) fn register(&mut self, pool: &mut BlockPool) {
+        let full = self.computed.min(self.tokens.len()) / BLOCK_TOKENS;
+        while self.registered < full.min(self.keys.len()) {
+            pool.register(self.blocks[self.registered], self.keys[self.registered]);
+            self.registered += 1;
+        }
+    }
+
+    /// Ends a run: every computed block is named and given back, the last one first, so that it is evicted first.
+    pub(crate) fn release(&mut self, pool: &mut BlockPool, model: ModelId, kv: KvType) {
+        self.keys(model, kv);
+        self.register(pool);
+        self.blocks.drain(..).rev().for_each(|id| pool.release(id));
+        self.table = Arc::new([]);
+        (self.computed, self.pending, self.registered, self.run) = (0, 0, 0, 0);
+    }
+
+    /// Its blocks, as programs take them.
+    pub(crate) fn table(&mut self) -> Arc<[u32]> {
+        if self.table.len() != self.blocks.len() {
+            self.table = self.blocks.as_slice().into();
+        }
+        self.table.clone()
+    }
+
+    /// What the device needs to choose the token at `position`.
+    pub(crate) fn spec(&self, position: usize) -> Box<SampleSpec> {
+        let counts = self.counts.as_ref().map(|c| c.counts.clone()).unwrap_or_default();
+        let sampling = self.sampling.clone();
+        Box::new(SampleSpec { sampling, position: position as u32, counts, mask: None })
+    }
+
+    /// Takes the next token: its event goes to the outbox. Says if it was the last one.
+    pub(crate) fn accept(&mut self, sampled: Sampled, vocabulary: &Vocabulary) -> Option<Finish> {
+        let Sampled { id, logprobs } = sampled;
+        self.tokens.push(id);
+        if let Some(counts) = &mut self.counts {
+            counts.add(id, 1);
+        }
+        if !self.ignore_eos && vocabulary.is_end(id) {
+            return Some(Finish::Stop);
+        }
+        let candidate = |(id, logprob)| Candidate { id, logprob, bytes: vocabulary.bytes(id) };
+        let logprob = logprobs.map(|(chosen, top)| Logprob {
+            chosen: candidate((id, chosen)),
+            top: top.into_iter().map(candidate).collect(),
+        });
+        let pushed = self.text.push(id);
+        let position = (self.tokens.len() - self.prompt - 1) as u32;
+        self.outbox.events.push_back(Event::Token(Token { position, id, text: pushed.text, logprob }));
+        if pushed.stopped {
+            return Some(Finish::Stop);
+        }
+        (self.tokens.len() >= self.limit).then_some(Finish::Length)
+    }
+
+    /// The last event.
+    pub(crate) fn finish(&mut self, reason: Finish) {
+        let usage = Usage {
+            prompt_tokens: self.prompt as u32,
+            cached_tokens: self.cached.unwrap_or(0),
+            output_tokens: (self.tokens.len() - self.prompt) as u32,
+        };
+        self.outbox.events.push_back(Event::Finished { reason, text: self.text.finish(), usage });
+    }
+}
+
+/// Events that the reader has not taken yet.
+#[derive(Debug)]
+pub(crate) struct Outbox {
+    pub(crate) sink: Sender<Event>,
+    pub(crate) events: VecDeque<Event>,
+}
+
+/// What became of an outbox.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Flushed {
+    /// Nothing is left in it.
+    Empty,
+    /// The reader is behind.
+    Full,
+    /// The reader is gone.
+    Closed,
+}
+
+impl Outbox {
+    /// Sends what there is room for.
+    pub(crate) fn flush(&mut self) -> Flushed {
+        while let Some(event) = self.events.pop_front() {
+            match self.sink.try_send(event) {
+                Ok(()) => {}
+                Err(TrySendError::Full(event)) => {
+                    self.events.push_front(event);
+                    return Flushed::Full;
+                }
+                Err(TrySendError::Closed(_)) => return Flushed::Closed,
+            }
+        }
+        if self.sink.is_closed() { Flushed::Closed } else { Flushed::Empty }
+    }
+}
+
+/// How often each token has occurred, for penalties.
+#[derive(Debug)]
+struct Counts {
+    place: HashMap<u32, usize>,
+    counts: Vec<TokenCount>,
+}
+
+impl Counts {
+    /// None where nothing looks at them.
+    fn new(sampling: &Sampling, prompt: &[u32], output: &[u32]) -> Option<Self> {
+        let repetition = sampling.repetition_penalty != 1.0;
+        if !repetition && sampling.frequency_penalty == 0.0 && sampling.presence_penalty == 0.0 {
+            return None;
+        }
+        let mut counts = Counts { place: HashMap::new(), counts: Vec::new() };
+        if repetition {
+            prompt.iter().for_each(|&id| counts.add(id, 0));
+        }
+        output.iter().for_each(|&id| counts.add(id, 1));
+        Some(counts)
+    }
+
+    fn add(&mut self, id: u32, times: u32) {
+        let place = *self.place.entry(id).or_insert_with(|| {
+            self.counts.push(TokenCount { id, in_output: 0 });
+            self.counts.len() - 1
+        });
+        self.counts[place].in_output += times;
+    }
+}
