@@ -1,4 +1,6 @@
 //! The `weir` program as a library: configuration, the driver that owns the scheduler, the HTTP gateway, the CLI.
 #![forbid(unsafe_code)]
 
+pub mod cli;
+pub mod config;
 pub mod driver;

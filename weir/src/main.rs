@@ -1,2 +1,6 @@
-//! Placeholder entry.
-fn main() {}
+//! The `weir` program.
+#![forbid(unsafe_code)]
+
+fn main() -> std::process::ExitCode {
+    weir::cli::main()
+}

@@ -1,0 +1,112 @@
+//! The command line. Data goes to stdout, everything else to stderr.
+mod chat;
+mod models;
+mod output;
+mod pull;
+mod remove;
+mod session;
+mod speaker;
+
+use crate::config::Config;
+use anyhow::Context;
+use clap::{Parser, Subcommand};
+use std::io;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use weir_backends::store::Store;
+
+/// Exit codes, besides clap's own 2 for a wrong command line.
+const FAILURE: u8 = 1;
+const INTERRUPTED: u8 = 130;
+
+/// Run language models on the machines you own.
+#[derive(Parser)]
+#[command(name = "weir", version, max_term_width = 100, after_help = EXAMPLES)]
+struct Arguments {
+    /// Read this file instead of ./weir.toml or the user's own
+    #[arg(long, global = true, value_name = "FILE", help_heading = "Global options")]
+    config: Option<PathBuf>,
+    /// Log more to stderr (-v: what happens, -vv: why)
+    #[arg(short, long, global = true, action = clap::ArgAction::Count, help_heading = "Global options")]
+    verbose: u8,
+    #[command(subcommand)]
+    command: Command,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  weir chat \"Why is the sky blue?\"       answers; fetches the default model first if need be
+  git diff | weir chat \"Review this\"     standard input is added to the prompt
+  weir pull qwen2.5-coder-0.5b           fetches a model
+  weir models                            what can be fetched, and what is here";
+
+#[derive(Subcommand)]
+enum Command {
+    /// Ask a model: one answer, or a conversation
+    Chat(chat::Chat),
+    /// Fetch models
+    Pull(pull::Pull),
+    /// List the models of the catalog, and what of them is on this machine
+    Models(models::Models),
+    /// Delete fetched models from this machine
+    Remove(remove::Remove),
+}
+
+/// Why a command ended without doing what it was asked.
+#[derive(Debug, thiserror::Error)]
+#[error("interrupted")]
+struct Interrupted;
+
+/// Runs the program.
+pub fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    match run(arguments) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => fail(&error),
+    }
+}
+
+fn run(arguments: Arguments) -> anyhow::Result<()> {
+    let config = Config::load(arguments.config.as_deref())?;
+    start_logging(&config, arguments.verbose)?;
+    match arguments.command {
+        Command::Chat(command) => command.run(&config),
+        Command::Pull(command) => command.run(&config),
+        Command::Models(command) => command.run(&config),
+        Command::Remove(command) => command.run(&config),
+    }
+}
+
+fn fail(error: &anyhow::Error) -> ExitCode {
+    if error.is::<Interrupted>() {
+        return ExitCode::from(INTERRUPTED);
+    }
+    // whoever read our output has seen enough
+    if error.downcast_ref::<io::Error>().is_some_and(|e| e.kind() == io::ErrorKind::BrokenPipe) {
+        return ExitCode::SUCCESS;
+    }
+    eprintln!("error: {error:#}");
+    ExitCode::from(FAILURE)
+}
+
+fn start_logging(config: &Config, verbose: u8) -> anyhow::Result<()> {
+    let filter = match verbose {
+        0 => &config.log,
+        1 => "info",
+        _ => "debug",
+    };
+    let filter = tracing_subscriber::EnvFilter::try_new(filter).with_context(|| format!("log = `{filter}`"))?;
+    // a second call, as in tests, keeps the first subscriber
+    let _ = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).try_init();
+    Ok(())
+}
+
+fn store(config: &Config) -> anyhow::Result<Store> {
+    Ok(Store::new(config.store()?)?)
+}
+
+/// The runtime of a command that does more than one thing at a time.
+fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
+    let mut builder = tokio::runtime::Builder::new_multi_thread();
+    builder.enable_all().worker_threads(2).build().context("could not start the runtime")
+}

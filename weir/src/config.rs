@@ -1,0 +1,167 @@
+//! Configuration in layers: defaults, `weir.toml`, `WEIR_*` environment, flags. The only place that reads the environment.
+use figment::Figment;
+use figment::providers::{Env, Format, Serialized, Toml};
+use serde::{Deserialize, Serialize};
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use weir_backends::store::{StoreConfig, StoreError};
+
+/// What can be set in `weir.toml`, and by `WEIR_` and the upper-case name in the environment.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    /// The model that is meant where none is named: a catalog name or a path to a .gguf.
+    pub model: Option<String>,
+    /// Where the gateway listens.
+    pub http: SocketAddr,
+    /// The key that clients of the gateway must send.
+    pub api_key: Option<String>,
+    /// Names, besides the loopback ones, by which clients may call the gateway.
+    pub allowed_hosts: Vec<String>,
+    /// Origins of web pages that may call the gateway from a browser.
+    pub allowed_origins: Vec<String>,
+    /// A gateway that `weir chat` asks instead of running a model here.
+    pub url: Option<String>,
+    /// The key for it.
+    pub key: Option<String>,
+    /// Threads that compute; one a physical core where none.
+    pub threads: Option<usize>,
+    /// Longest sequence in tokens.
+    pub context: Option<u32>,
+    /// How keys and values are stored.
+    pub kv: Kv,
+    /// Where models are kept; the platform's cache folder where none.
+    pub cache: Option<PathBuf>,
+    /// A further catalog of models, whose names come before the built-in ones.
+    pub catalog: Option<PathBuf>,
+    /// What is logged to stderr: `warn`, `info`, `weir=debug`, ...
+    pub log: String,
+}
+
+/// How keys and values are stored.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Kv {
+    /// Half precision.
+    #[default]
+    F16,
+    /// 8 bits, about half the memory.
+    Q8_0,
+}
+
+impl Default for Config {
+    fn default() -> Config {
+        Config {
+            model: None,
+            http: SocketAddr::from(([127, 0, 0, 1], 8484)),
+            api_key: None,
+            allowed_hosts: Vec::new(),
+            allowed_origins: Vec::new(),
+            url: None,
+            key: None,
+            threads: None,
+            context: None,
+            kv: Kv::F16,
+            cache: None,
+            catalog: None,
+            log: "warn".into(),
+        }
+    }
+}
+
+/// Configuration that makes no sense.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file that was asked for isn't there.
+    #[error("there is no configuration file {}", .0.display())]
+    NoFile(PathBuf),
+    /// A value is wrong; the message names it and where it comes from.
+    #[error("configuration: {0}")]
+    Wrong(#[from] Box<figment::Error>),
+}
+
+/// The process's environment.
+pub fn environment(name: &str) -> Option<String> {
+    std::env::var(name).ok()
+}
+
+impl Config {
+    /// Defaults, then `file` or else the first of `$WEIR_CONFIG`, `./weir.toml` and the user's own `weir/weir.toml`,
+    /// then the environment.
+    pub fn load(file: Option<&Path>) -> Result<Config, ConfigError> {
+        let mut layers = Figment::from(Serialized::defaults(Config::default()));
+        let named = file.map(Path::to_owned).or_else(|| environment("WEIR_CONFIG").map(PathBuf::from));
+        match named {
+            Some(path) if !path.is_file() => return Err(ConfigError::NoFile(path)),
+            Some(path) => layers = layers.merge(Toml::file_exact(path)),
+            None => {
+                let usual = [Some(PathBuf::from("weir.toml")), user_file()];
+                if let Some(path) = usual.into_iter().flatten().find(|p| p.is_file()) {
+                    layers = layers.merge(Toml::file_exact(path));
+                }
+            }
+        }
+        let known = [
+            "model", "http", "api_key", "allowed_hosts", "allowed_origins", "url", "key", "threads", "context",
+            "kv", "cache", "catalog", "log",
+        ];
+        // an empty variable is an absent one
+        let set = move |name: &figment::value::UncasedStr| {
+            let name = name.as_str().to_ascii_lowercase();
+            let full = format!("WEIR_{}", name.to_ascii_uppercase());
+            known.contains(&name.as_str()) && environment(&full).is_some_and(|v| !v.is_empty())
+        };
+        let layers = layers.merge(Env::prefixed("WEIR_").filter(set));
+        Ok(layers.extract().map_err(Box::new)?)
+    }
+
+    /// The model store that this configuration asks for.
+    pub fn store(&self) -> Result<StoreConfig, StoreError> {
+        let text = |path: &Option<PathBuf>| path.as_ref().map(|p| p.display().to_string());
+        StoreConfig::from_env(|name| match name {
+            "WEIR_CACHE" => text(&self.cache),
+            "WEIR_CATALOG" => text(&self.catalog),
+            _ => environment(name),
+        })
+    }
+}
+
+/// The user's own configuration file, whether it exists or not.
+fn user_file() -> Option<PathBuf> {
+    let set = |name| environment(name).filter(|v| !v.is_empty()).map(PathBuf::from);
+    let folder = if cfg!(windows) {
+        set("APPDATA")?
+    } else {
+        set("XDG_CONFIG_HOME").or_else(|| Some(set("HOME")?.join(".config")))?
+    };
+    Some(folder.join("weir/weir.toml"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(text: &str, expected: Result<Config, &str>) {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("weir.toml");
+        std::fs::write(&path, text).unwrap();
+        match (Config::load(Some(&path)), expected) {
+            (Ok(config), Ok(expected)) => assert_eq!(config, expected),
+            (Err(error), Err(part)) => assert!(error.to_string().contains(part), "{error}"),
+            (got, expected) => panic!("{text}: {got:?} instead of {expected:?}"),
+        }
+    }
+
+    #[test]
+    fn files_are_read_and_checked() {
+        check("", Ok(Config::default()));
+        let http = SocketAddr::from(([0, 0, 0, 0], 80));
+        let set = Config { model: Some("m".into()), http, kv: Kv::Q8_0, ..Config::default() };
+        check("model = 'm'\nhttp = '0.0.0.0:80'\nkv = 'q8_0'", Ok(set));
+        check("modle = 'm'", Err("modle"));
+        check("http = 'here'", Err("http"));
+        check("model = ", Err("configuration"));
+        let missing = Config::load(Some(Path::new("/nonexistent/weir.toml"))).unwrap_err();
+        assert!(missing.to_string().contains("/nonexistent/weir.toml"));
+    }
+}
