@@ -242,7 +242,7 @@ impl Engine {
             self.admit(now);
             let Some((batch, flights)) = self.schedule() else { break };
             if let Err(error) = self.program.submit(batch) {
-                self.fail(&error.to_string());
+                self.lose(&error);
                 return Progress::Worked;
             }
             self.in_flight.push_back(flights);
@@ -256,7 +256,7 @@ impl Engine {
             Some(output) => {
                 self.last_progress = now;
                 if let Err(error) = output.and_then(|output| self.take(output)) {
-                    self.fail(&error.to_string());
+                    self.lose(&error);
                 }
                 Progress::Worked
             }
@@ -265,10 +265,14 @@ impl Engine {
 
     /// Ends every request with [`FailureKind::Internal`] and refuses all that follow.
     pub fn fail(&mut self, why: &str) {
-        tracing::error!(why, "the engine can't go on");
         self.failed = Some(why.to_owned());
         self.in_flight.clear();
         self.end_where(FailureKind::Internal, why, |_| true);
+    }
+
+    fn lose(&mut self, error: &DeviceError) {
+        tracing::error!(%error, "the engine's device can't go on");
+        self.fail(&error.to_string());
     }
 
     /// How it is doing.
@@ -347,9 +351,6 @@ impl Engine {
             let SegmentOutput::Sampled(sampled) = segment else {
                 return Err(DeviceError::Lost("a step came back without the token it was asked for".into()));
             };
-            if sampled.id >= self.vocabulary.size() {
-                return Err(DeviceError::Lost(format!("a step came back with token {}", sampled.id)));
-            }
             self.tokens_generated += 1;
             sequence.pending -= 1;
             let finished = sequence.accept(sampled, &self.vocabulary);

@@ -171,6 +171,7 @@ impl Driver {
             let progress = step.unwrap_or_else(|panic| {
                 let why = panic.downcast_ref::<&str>().map(|s| s.to_string());
                 let why = why.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_default();
+                tracing::error!(why, "the engine or its device panicked");
                 self.engine.fail(&format!("the engine or its device panicked: {why}"));
                 Progress::Worked
             });

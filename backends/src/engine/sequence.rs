@@ -177,7 +177,8 @@ impl Sequence {
         if let Some(counts) = &mut self.counts {
             counts.add(id, 1);
         }
-        if !self.ignore_eos && vocabulary.is_end(id) {
+        // Matrices may have rows past the last token: no text, and no way to go on from it elsewhere.
+        if id >= vocabulary.size() || (!self.ignore_eos && vocabulary.is_end(id)) {
             return Some(Finish::Stop);
         }
         let candidate = |(id, logprob)| Candidate { id, logprob, bytes: vocabulary.bytes(id) };
