@@ -85,8 +85,20 @@ fn fail(error: &anyhow::Error) -> ExitCode {
     if error.downcast_ref::<io::Error>().is_some_and(|e| e.kind() == io::ErrorKind::BrokenPipe) {
         return ExitCode::SUCCESS;
     }
-    eprintln!("error: {error:#}");
+    eprintln!("error: {}", explain(error));
     ExitCode::from(FAILURE)
+}
+
+/// An error and its causes, but for those that it tells of itself.
+fn explain(error: &anyhow::Error) -> String {
+    error.chain().fold(String::new(), |told, cause| {
+        let cause = cause.to_string();
+        match told.contains(&cause) {
+            true => told,
+            false if told.is_empty() => cause,
+            false => format!("{told}: {cause}"),
+        }
+    })
 }
 
 fn start_logging(config: &Config, verbose: u8) -> anyhow::Result<()> {

@@ -1,8 +1,8 @@
 //! A conversation on a terminal.
-use super::Interrupted;
 use super::chat::show;
 use super::output::note;
 use super::speaker::{Speaker, Wishes};
+use super::{Interrupted, explain};
 use crate::config::Config;
 use rustyline::error::ReadlineError;
 use rustyline::history::FileHistory;
@@ -101,7 +101,7 @@ impl Session<'_> {
             match outcome {
                 Ok(Next::Go) => {}
                 Ok(Next::Quit) => return Ok(()),
-                Err(error) => eprintln!("error: {error:#}"),
+                Err(error) => eprintln!("error: {}", explain(&error)),
             }
         }
     }
@@ -125,7 +125,7 @@ impl Session<'_> {
             }
             Err(error) => {
                 self.messages.pop();
-                eprintln!("error: {error:#}");
+                eprintln!("error: {}", explain(&error));
                 false
             }
         }
