@@ -1,3 +1,8 @@
 //! Benches, and the comparison with peers on the same files, the same threads, in the same run.
+pub mod machine;
+pub mod ours;
 #[cfg(feature = "peers")]
 pub mod peer;
+pub mod report;
+pub mod roofline;
+pub mod workload;

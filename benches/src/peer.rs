@@ -1,4 +1,5 @@
 //! llama.cpp as a peer: the same file, the same threads, its own defaults.
+use crate::workload::{OUTPUT, PREFILL, PROMPT, STREAM_OUTPUT, STREAMS, Side, Workload, token};
 use anyhow::{Context as _, Result, bail};
 use llama_cpp_2::context::LlamaContext;
 use llama_cpp_2::context::params::{KvCacheType, LlamaContextParams};
@@ -11,6 +12,7 @@ use llama_cpp_sys_2 as sys;
 use std::ffi::{CStr, CString};
 use std::num::NonZeroU32;
 use std::path::Path;
+use std::time::Instant;
 
 /// llama.cpp, initialised. At most one in a process.
 pub struct Peer(LlamaBackend);
@@ -194,5 +196,65 @@ impl PeerContext<'_> {
     /// Forgets every sequence.
     pub fn clear(&mut self) {
         self.context.clear_kv_cache();
+    }
+}
+
+/// llama.cpp running the workloads, each in a context of its own, as llama-bench and llama-batched-bench do: the next
+/// token is not chosen by its logits but given.
+pub struct PeerSide<'a> {
+    vocab: usize,
+    single: PeerContext<'a>,
+    streams: PeerContext<'a>,
+}
+
+impl<'a> PeerSide<'a> {
+    /// Contexts for `threads` threads.
+    pub fn new(model: &'a PeerModel<'_>, threads: usize) -> Result<PeerSide<'a>> {
+        let threads = i32::try_from(threads)?;
+        let single =
+            ContextSpec { context: PREFILL, batch: PREFILL, ubatch: PREFILL, sequences: 1, threads, exact: false };
+        let context = STREAMS * (PROMPT + STREAM_OUTPUT).next_multiple_of(256);
+        let streams = ContextSpec { context, sequences: STREAMS, ..single };
+        let vocab = model.vocab();
+        Ok(PeerSide { vocab, single: model.context(single)?, streams: model.context(streams)? })
+    }
+}
+
+fn generate(context: &mut PeerContext<'_>, vocab: usize, streams: u32, output: u32) -> Result<f64> {
+    context.clear();
+    for sequence in 0..streams {
+        context.prompt(vocab, sequence, PROMPT)?;
+    }
+    let began = Instant::now();
+    for position in PROMPT..PROMPT + output {
+        context.decode((0..streams).map(|sequence| {
+            let id = token(position + 31 * sequence, vocab);
+            PeerRow { id, position, sequence, logits: true }
+        }))?;
+    }
+    Ok(f64::from(streams * output) / began.elapsed().as_secs_f64())
+}
+
+impl PeerContext<'_> {
+    fn prompt(&mut self, vocab: usize, sequence: u32, length: u32) -> Result<()> {
+        self.decode((0..length).map(|position| {
+            let id = token(position + 31 * sequence, vocab);
+            PeerRow { id, position, sequence, logits: position + 1 == length }
+        }))
+    }
+}
+
+impl Side for PeerSide<'_> {
+    fn run(&mut self, workload: Workload) -> Result<f64> {
+        match workload {
+            Workload::Decode => generate(&mut self.single, self.vocab, 1, OUTPUT),
+            Workload::Streams => generate(&mut self.streams, self.vocab, STREAMS, STREAM_OUTPUT),
+            Workload::Prefill => {
+                self.single.clear();
+                let began = Instant::now();
+                self.single.prompt(self.vocab, 0, PREFILL)?;
+                Ok(f64::from(PREFILL) / began.elapsed().as_secs_f64())
+            }
+        }
     }
 }
