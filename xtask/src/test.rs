@@ -1,8 +1,10 @@
 //! The gates: everything that a change has to pass.
 use crate::run::{cargo, check, watch, works};
-use crate::{deny, models};
+use crate::{deny, fuzz, models};
 use anyhow::{Result, bail};
 use std::time::Instant;
+
+const FUZZ_SECONDS: u32 = 60;
 
 /// How much to test.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,6 +38,7 @@ pub fn run(scope: Scope) -> Result<()> {
     })?;
     let mut tally = Tally::default();
     step("tests", || tests(scope, &mut tally))?;
+    step("fuzz", || fuzz::run(FUZZ_SECONDS))?;
     let Tally { passed, failed, ignored } = tally;
     println!("\nall gates passed in {} s", began.elapsed().as_secs());
     println!("{passed} passed, {failed} failed, {ignored} ignored");
