@@ -1,16 +1,20 @@
-//! Our side, through the seam that the engine uses: a device compiles a plan, batches are submitted and polled.
+//! Our side: [`Ours`] through the seam that the engine uses (a device compiles a plan, batches are submitted and
+//! polled), [`ThroughEngine`] through the engine itself.
 use crate::workload::{OUTPUT, PREFILL, PROMPT, STREAM_OUTPUT, STREAMS, Side, Workload, token};
-use anyhow::{Result, bail};
+use anyhow::{Context as _, Result, anyhow, bail};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
+use weir_backends::engine::{Engine, EngineConfig, EngineHandle, Vocabulary};
 use weir_backends::gguf::ModelFile;
 use weir_backends::models;
 use weir_backends::plan::Plan;
 use weir_backends::program::{
     Batch, Device, Input, KvLayout, Program, SampleSpec, Segment, SegmentOutput, StepOutput, Want,
 };
-use weir_scheduler::{BLOCK_TOKENS, KvType};
+use weir_scheduler::{
+    BLOCK_TOKENS, Event, Generate, KeyId, KvType, ModelId, Priority, RequestId, Sampling, TraceContext,
+};
 
 /// KV blocks of one stream: enough for the longest workload.
 const BLOCKS: u32 = PREFILL.div_ceil(BLOCK_TOKENS as u32) + 1;
@@ -41,9 +45,7 @@ impl Model {
 impl Ours {
     /// Compiles `model` whole.
     pub fn new(device: &dyn Device, model: &Model) -> Result<Ours> {
-        let layout =
-            KvLayout { blocks: BLOCKS * STREAMS, kv: KvType::F16, slots: STREAMS, rows: PREFILL.max(STREAMS) };
-        let program = device.compile(&model.file, &model.plan, 0..model.plan.layers.len(), layout)?;
+        let program = device.compile(&model.file, &model.plan, 0..model.plan.layers.len(), layout())?;
         Ok(Ours { program, vocab: model.plan.vocab })
     }
 
@@ -110,10 +112,107 @@ impl Side for Ours {
     }
 }
 
+fn layout() -> KvLayout {
+    KvLayout { blocks: BLOCKS * STREAMS, kv: KvType::F16, slots: STREAMS, rows: PREFILL }
+}
+
 /// Rows of a stream, whose KV blocks are its own, and greedy choice of the token after them.
 fn segment(slot: u32, start: u32, input: Input, rows: u32) -> Segment {
     let blocks: Arc<[u32]> = (slot * BLOCKS..(slot + 1) * BLOCKS).collect();
     let spec =
         SampleSpec { sampling: Arc::default(), position: start + rows, counts: Vec::new(), mask: None };
     Segment { slot, start, input, blocks, want: Want::Sample(Box::new(spec)) }
+}
+
+/// The same model behind the engine's queue, batching and streams, as requests see it.
+pub struct ThroughEngine {
+    handle: EngineHandle,
+    model: ModelId,
+    vocab: usize,
+    requests: u64,
+}
+
+impl ThroughEngine {
+    /// Compiles `model` whole and starts an engine on it.
+    pub fn new(device: &dyn Device, model: &Model) -> Result<ThroughEngine> {
+        let Ours { program, vocab } = Ours::new(device, model)?;
+        let config = EngineConfig {
+            model: ModelId([0; 32]),
+            layout: layout(),
+            context: BLOCKS * BLOCK_TOKENS as u32,
+            prefill_chunk: PREFILL,
+        };
+        let words = Vocabulary::Numbers { size: vocab as u32, end: u32::MAX };
+        let handle = Engine::spawn(program, words, config);
+        Ok(ThroughEngine { handle, model: config.model, vocab, requests: 0 })
+    }
+
+    /// A request that nothing can be reused for.
+    fn ask(&mut self, prompt: u32, output: u32) -> Generate {
+        self.requests += 1;
+        let shift = 97 * self.requests as u32;
+        Generate {
+            request: RequestId(self.requests),
+            attempt: 0,
+            model: self.model,
+            prompt: (0..prompt).map(|i| token(i + shift, self.vocab)).collect(),
+            output: Vec::new(),
+            sampling: Sampling::default(),
+            max_tokens: output,
+            stop: Vec::new(),
+            ignore_eos: true,
+            priority: Priority::Normal,
+            deadline: None,
+            salt: 0,
+            key: KeyId::default(),
+            tags: Vec::new(),
+            trace: TraceContext::default(),
+        }
+    }
+
+    /// When each token of each of `streams` requests came, in seconds from the first request.
+    fn arrivals(&mut self, streams: u32, prompt: u32, output: u32) -> Result<Vec<Vec<f64>>> {
+        let began = Instant::now();
+        let mut readers = Vec::new();
+        for _ in 0..streams {
+            let (sender, receiver) = tokio::sync::mpsc::channel(output as usize + 1);
+            let ask = self.ask(prompt, output);
+            self.handle.generate(ask, sender).map_err(|failure| anyhow!(failure.message))?;
+            readers.push(std::thread::spawn(move || read(receiver, began)));
+        }
+        readers.into_iter().map(|reader| reader.join().map_err(|_| anyhow!("a reader panicked"))?).collect()
+    }
+}
+
+/// When each token came.
+fn read(mut events: tokio::sync::mpsc::Receiver<Event>, began: Instant) -> Result<Vec<f64>> {
+    let mut at = Vec::new();
+    while let Some(event) = events.blocking_recv() {
+        match event {
+            Event::Token(_) => at.push(began.elapsed().as_secs_f64()),
+            Event::Finished { .. } => return Ok(at),
+            Event::Failed(failure) => bail!("{}", failure.message),
+        }
+    }
+    bail!("the engine went silent")
+}
+
+impl Side for ThroughEngine {
+    fn run(&mut self, workload: Workload) -> Result<f64> {
+        let (streams, output) = match workload {
+            Workload::Decode => (1, OUTPUT + 1),
+            Workload::Streams => (STREAMS, STREAM_OUTPUT + 1),
+            Workload::Prefill => {
+                let arrivals = self.arrivals(1, PREFILL, 1)?;
+                let first = arrivals[0].first().context("no token came")?;
+                return Ok(f64::from(PREFILL) / first);
+            }
+        };
+        let arrivals = self.arrivals(streams, PROMPT, output)?;
+        // From the moment when all are under way.
+        let from = arrivals.iter().filter_map(|at| at.first()).copied().fold(0.0, f64::max);
+        let to = arrivals.iter().filter_map(|at| at.last()).copied().fold(0.0, f64::max);
+        let tokens = arrivals.iter().flatten().filter(|&&at| at > from).count();
+        Ok(tokens as f64 / (to - from))
+    }
 }

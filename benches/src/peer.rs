@@ -211,8 +211,14 @@ impl<'a> PeerSide<'a> {
     /// Contexts for `threads` threads.
     pub fn new(model: &'a PeerModel<'_>, threads: usize) -> Result<PeerSide<'a>> {
         let threads = i32::try_from(threads)?;
-        let single =
-            ContextSpec { context: PREFILL, batch: PREFILL, ubatch: PREFILL, sequences: 1, threads, exact: false };
+        let single = ContextSpec {
+            context: PREFILL,
+            batch: PREFILL,
+            ubatch: PREFILL,
+            sequences: 1,
+            threads,
+            exact: false,
+        };
         let context = STREAMS * (PROMPT + STREAM_OUTPUT).next_multiple_of(256);
         let streams = ContextSpec { context, sequences: STREAMS, ..single };
         let vocab = model.vocab();

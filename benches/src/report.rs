@@ -64,14 +64,28 @@ impl Row {
 pub fn table(rows: &[Row], machine: &Ceilings) -> String {
     let mut out = String::new();
     let head = [
-        "model", "workload", "weir tok/s", "min..max", "engine", "llama.cpp", "min..max", "ratio", "share",
-        "llama.cpp", "roofline",
+        "model",
+        "workload",
+        "weir tok/s",
+        "min..max",
+        "engine",
+        "llama.cpp",
+        "min..max",
+        "ratio",
+        "share",
+        "llama.cpp",
+        "roofline",
     ];
     let mut lines = vec![head.map(str::to_owned).to_vec()];
     for row in rows {
-        let number = |values: &[f64]| if values.is_empty() { "-".into() } else { format!("{:.1}", median(values)) };
+        let number =
+            |values: &[f64]| if values.is_empty() { "-".into() } else { format!("{:.1}", median(values)) };
         let share = |values: &[f64]| {
-            if values.is_empty() { "-".into() } else { format!("{:.0}%", 100.0 * row.share(median(values), machine)) }
+            if values.is_empty() {
+                "-".into()
+            } else {
+                format!("{:.0}%", 100.0 * row.share(median(values), machine))
+            }
         };
         lines.push(vec![
             row.model.clone(),
@@ -105,7 +119,12 @@ fn spread(values: &[f64]) -> String {
 }
 
 /// All of it for a program to read.
-pub fn json(rows: &[Row], machine: &Ceilings, threads: usize, load: (Option<f64>, Option<f64>)) -> serde_json::Value {
+pub fn json(
+    rows: &[Row],
+    machine: &Ceilings,
+    threads: usize,
+    load: (Option<f64>, Option<f64>),
+) -> serde_json::Value {
     let rows: Vec<_> = rows
         .iter()
         .map(|row| {

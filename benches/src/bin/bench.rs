@@ -8,7 +8,7 @@ use std::sync::mpsc;
 use std::time::Duration;
 use weir_backends::program::Device;
 use weir_benches::machine::{self, Ceilings, Machine};
-use weir_benches::ours::{Model, Ours};
+use weir_benches::ours::{Model, Ours, ThroughEngine};
 use weir_benches::report::{self, Row};
 use weir_benches::roofline::Cost;
 use weir_benches::workload::{Side, Workload};
@@ -35,7 +35,8 @@ fn main() -> Result<()> {
         println!("{HELP}");
         return Ok(());
     };
-    let bench = Bench { machine: Machine::new(options.threads), ceilings: Vec::new(), rows: Vec::new(), options };
+    let bench =
+        Bench { machine: Machine::new(options.threads), ceilings: Vec::new(), rows: Vec::new(), options };
     bench.run()
 }
 
@@ -111,32 +112,37 @@ impl Bench {
             let path = find(&name);
             let model = Model::open(&path).with_context(|| path.display().to_string())?;
             let cost = Cost::of(&model.file, &model.plan)?;
-            let ours = Ours::new(device.as_ref(), &model)?;
+            let sides = (Ours::new(device.as_ref(), &model)?, ThroughEngine::new(device.as_ref(), &model)?);
             let first = self.rows.len();
             for &workload in &self.options.workloads {
                 let model = name.clone();
                 self.rows.push(Row { model, workload, cost, ours: vec![], engine: vec![], peer: vec![] });
             }
-            self.sides(&path, ours, first)?;
+            self.sides(&path, sides, first)?;
         }
         self.print(device.as_ref(), load_before);
         Ok(())
     }
 
     /// Our side on a thread of its own, so that whatever our device pins leaves the peer's threads alone.
-    fn sides(&mut self, path: &Path, mut ours: Ours, first: usize) -> Result<()> {
-        let (ask, asked) = mpsc::channel::<Workload>();
-        let (answer, answered) = mpsc::channel::<Result<f64>>();
+    fn sides(&mut self, path: &Path, sides: (Ours, ThroughEngine), first: usize) -> Result<()> {
+        let (mut ours, mut engine) = sides;
+        let (ask, asked) = mpsc::channel();
+        let (answer, answered) = mpsc::channel();
         std::thread::scope(|scope| {
             scope.spawn(move || {
-                for workload in asked {
-                    if answer.send(ours.run(workload)).is_err() {
+                for (seam, workload) in asked {
+                    let figure = match seam {
+                        Seam::Program => ours.run(workload),
+                        Seam::Engine => engine.run(workload),
+                    };
+                    if answer.send(figure).is_err() {
                         return;
                     }
                 }
             });
-            let mut run = move |workload| -> Result<f64> {
-                ask.send(workload)?;
+            let mut run = move |seam, workload| -> Result<f64> {
+                ask.send((seam, workload))?;
                 answered.recv()?
             };
             self.with_peer(path, first, &mut run)
@@ -144,7 +150,7 @@ impl Bench {
     }
 
     #[cfg(feature = "peers")]
-    fn with_peer(&mut self, path: &Path, first: usize, ours: Run<'_>) -> Result<()> {
+    fn with_peer(&mut self, path: &Path, first: usize, ours: OnOurs<'_>) -> Result<()> {
         use weir_benches::peer::{Peer, PeerSide};
         if !self.options.peer {
             return self.repeat(first, ours, None);
@@ -157,36 +163,36 @@ impl Bench {
     }
 
     #[cfg(not(feature = "peers"))]
-    fn with_peer(&mut self, _: &Path, first: usize, ours: Run<'_>) -> Result<()> {
+    fn with_peer(&mut self, _: &Path, first: usize, ours: OnOurs<'_>) -> Result<()> {
         if self.options.peer {
             bail!("built without the feature `peers`");
         }
         self.repeat(first, ours, None)
     }
 
-    fn repeat(&mut self, first: usize, ours: Run<'_>, mut peer: Option<Run<'_>>) -> Result<()> {
+    fn repeat(&mut self, first: usize, ours: OnOurs<'_>, mut peer: Option<Run<'_>>) -> Result<()> {
         // Repetition 0 warms up caches, pages and clocks.
         for repetition in 0..=self.options.repetitions {
             let ceilings = self.machine.measure();
             for row in &mut self.rows[first..] {
-                let mut timed = [0.0; 2];
-                for side in [repetition % 2, (repetition + 1) % 2] {
-                    // Threads of the other side may still be spinning.
+                let mut timed = [None; 3];
+                for turn in 0..timed.len() {
+                    // Threads of the side before may still be spinning.
                     std::thread::sleep(Duration::from_millis(30));
-                    match (side, &mut peer) {
-                        (0, _) => timed[0] = ours(row.workload)?,
-                        (_, Some(peer)) => timed[1] = peer(row.workload)?,
-                        (_, None) => {}
-                    }
+                    let side = (repetition + turn) % timed.len();
+                    timed[side] = match side {
+                        0 => Some(ours(Seam::Program, row.workload)?),
+                        1 => Some(ours(Seam::Engine, row.workload)?),
+                        _ => peer.as_mut().map(|peer| peer(row.workload)).transpose()?,
+                    };
                 }
-                if repetition == 0 {
-                    continue;
+                if repetition > 0 {
+                    row.ours.extend(timed[0]);
+                    row.engine.extend(timed[1]);
+                    row.peer.extend(timed[2]);
+                    let [ours, engine, peer] = timed.map(Option::unwrap_or_default);
+                    eprintln!("{} {}: {ours:.1} {engine:.1} {peer:.1}", row.model, row.workload.name());
                 }
-                row.ours.push(timed[0]);
-                if peer.is_some() {
-                    row.peer.push(timed[1]);
-                }
-                eprintln!("{} {}: {:.1} / {:.1}", row.model, row.workload.name(), timed[0], timed[1]);
             }
             if repetition > 0 {
                 self.ceilings.push(ceilings);
@@ -225,6 +231,17 @@ impl Bench {
         );
     }
 }
+
+/// Where our side is entered.
+enum Seam {
+    /// A program, directly.
+    Program,
+    /// The engine in front of one.
+    Engine,
+}
+
+/// Runs a workload once on our side.
+type OnOurs<'a> = &'a mut dyn FnMut(Seam, Workload) -> Result<f64>;
 
 /// Runs a workload once.
 type Run<'a> = &'a mut dyn FnMut(Workload) -> Result<f64>;
