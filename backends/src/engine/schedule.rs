@@ -7,7 +7,7 @@ use std::time::Duration;
 use weir_scheduler::{BLOCK_TOKENS, Priority, Time};
 
 /// A sequence whose reader has been behind for this long gives up its slot if another one wants it.
-const STALL_MAX: Duration = Duration::from_millis(250);
+pub(super) const STALL_MAX: Duration = Duration::from_millis(250);
 
 impl Engine {
     /// Gives slots and cached blocks to the most urgent of the queue, as long as there are both.

@@ -1,4 +1,5 @@
 //! The engine on the null device: whatever else happens, a stream is what it would be alone.
+use super::schedule::STALL_MAX;
 use super::*;
 use crate::null::{NULL_MODEL, Null};
 use crate::program::{Batch, Program};
@@ -347,6 +348,54 @@ fn background_work_yields_within_one_step() {
     }
     assert_eq!(count, 400);
     assert!(urgent_events.try_recv().is_ok());
+}
+
+#[test]
+fn the_oldest_goes_on_when_blocks_run_out() {
+    // Both begin with 2 blocks and end with 3.
+    let mut engine = engine(&Null::default(), config(5, 2, 80));
+    let (old_sink, mut old) = channel(100);
+    let (young_sink, mut young) = channel(100);
+    engine.generate(Time::ZERO, ask(0, vec![1; 33], 50), old_sink).unwrap();
+    engine.generate(Time::ZERO, ask(1, vec![2; 33], 50), young_sink).unwrap();
+    let mut preempted = false;
+    for step in 1..=50 {
+        engine.step(Time::ZERO);
+        engine.check();
+        assert_eq!(old.len(), step + usize::from(step == 50));
+        preempted |= engine.status(Time::ZERO).queued == 1;
+    }
+    assert!(preempted);
+    while engine.step(Time::ZERO) != Progress::Idle {}
+    for events in [&mut old, &mut young] {
+        let mut stream = Stream::default();
+        while let Ok(event) = events.try_recv() {
+            stream.add(event, 0);
+        }
+        assert_eq!(stream.ids.len(), 50);
+    }
+}
+
+#[test]
+fn a_reader_that_sleeps_gives_up_its_slot() {
+    let null = Null::default();
+    let mut engine = engine(&null, config(8, 1, 64));
+    let (sink, mut sleepy) = channel(1);
+    let (other_sink, other) = channel(100);
+    engine.generate(Time::ZERO, ask(0, vec![1; 40], 20), sink).unwrap();
+    (0..5).for_each(|_| _ = engine.step(Time::ZERO));
+    engine.generate(Time::ZERO, ask(1, vec![2; 40], 20), other_sink).unwrap();
+    assert_eq!(engine.step(Time::ZERO + STALL_MAX - Duration::from_nanos(1)), Progress::Blocked);
+    assert_eq!(other.len(), 0);
+    (0..30).for_each(|_| _ = engine.step(Time::ZERO + STALL_MAX));
+    assert_eq!(other.len(), 21);
+    let mut stream = Stream::default();
+    while !stream.over() {
+        engine.step(Time::ZERO + STALL_MAX);
+        engine.check();
+        sleepy.try_recv().into_iter().for_each(|event| stream.add(event, 0));
+    }
+    assert_eq!(stream.ids, alone(&null, 256, &ask(0, vec![1; 40], 20)).ids);
 }
 
 #[test]
