@@ -6,7 +6,7 @@ use anyhow::Result;
 const COVERAGE: &str = "--cfg fuzzing -Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 \
     -Cllvm-args=-sanitizer-coverage-inline-8bit-counters -Cllvm-args=-sanitizer-coverage-pc-table \
     -Cllvm-args=-sanitizer-coverage-trace-compares -Ccodegen-units=1";
-const BUILD: [&str; 6] = [
+const BUILD: [&str; 5] = [
     "run",
     "--release",
     "--quiet",

@@ -55,14 +55,19 @@ fn step(name: &str, work: impl FnOnce() -> Result<()>) -> Result<()> {
 
 /// The tools that the gates need and can't set up by themselves.
 fn tools() -> Result<()> {
-    let needed = [
-        ("rustfmt", "--version", "rustup component add rustfmt"),
-        ("cargo-clippy", "--version", "rustup component add clippy"),
-        ("python3", "--version", "apt-get install -y python3 python3-pip python3-venv"),
-        ("node", "--version", "apt-get install -y nodejs npm"),
-        ("npm", "--version", "apt-get install -y npm"),
+    let needed: [(&str, &[&str], &str); 6] = [
+        ("rustfmt", &["--version"], "rustup component add rustfmt"),
+        ("cargo-clippy", &["--version"], "rustup component add clippy"),
+        (
+            "python3",
+            &["-c", "import venv, ensurepip, pip"],
+            "apt-get install -y python3 python3-pip python3-venv",
+        ),
+        ("node", &["--version"], "apt-get install -y nodejs"),
+        ("npm", &["--version"], "apt-get install -y npm"),
+        ("c++", &["--version"], "apt-get install -y g++"),
     ];
-    let missing: Vec<_> = needed.iter().filter(|(tool, flag, _)| !works(tool, &[flag])).collect();
+    let missing: Vec<_> = needed.iter().filter(|(tool, arguments, _)| !works(tool, arguments)).collect();
     if missing.is_empty() {
         return Ok(());
     }
