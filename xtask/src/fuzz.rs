@@ -6,14 +6,8 @@ use anyhow::Result;
 const COVERAGE: &str = "--cfg fuzzing -Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 \
     -Cllvm-args=-sanitizer-coverage-inline-8bit-counters -Cllvm-args=-sanitizer-coverage-pc-table \
     -Cllvm-args=-sanitizer-coverage-trace-compares -Ccodegen-units=1";
-const BUILD: [&str; 5] = [
-    "run",
-    "--release",
-    "--quiet",
-    "--manifest-path=fuzz/Cargo.toml",
-    "--target-dir=target/fuzz",
-    "--locked",
-];
+const BUILD: [&str; 5] =
+    ["run", "--release", "--quiet", "--manifest-path=fuzz/Cargo.toml", "--target-dir=target/fuzz"];
 const CORPUS: &str = "target/fuzz/corpus";
 
 /// Fuzzes for that long; an error if an input was found that panics, hangs, or takes much memory.
