@@ -15,3 +15,4 @@ pub mod reference;
 pub mod sampling;
 #[cfg(not(target_family = "wasm"))]
 pub mod store;
+pub mod text;

@@ -5,3 +5,4 @@ mod engine;
 mod family;
 mod golden;
 mod reference;
+mod text;

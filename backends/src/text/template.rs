@@ -1,0 +1,338 @@
+//! Chat templates: from messages to the prompt that a model was trained on.
+//!
+//! Files carry them as Jinja2 source, written for Hugging Face's `apply_chat_template`, whose settings and extras we
+//! have too: `trim_blocks`, `lstrip_blocks`, loop controls, Python's methods, `raise_exception`, `strftime_now`,
+//! `tojson` in Python's formatting, and `{% generation %}`.
+use super::tokenizer::Tokenizer;
+use super::{TextError, clock, json};
+use crate::gguf::ModelFile;
+use minijinja::syntax::SyntaxConfig;
+use minijinja::value::{Kwargs, Serde, Value, ValueKind};
+use minijinja::{Environment, Error, ErrorKind, State};
+use serde_json::Value as Json;
+use std::fmt::Write;
+
+/// Bytes that a template's source may have; real ones have up to about 30,000.
+const SOURCE_BYTES_MAX: usize = 1 << 20;
+/// What rendering may cost, in minijinja's fuel (an instruction, or 64 bytes of text): so much ...
+const FUEL: u64 = 10_000;
+/// ... and so much for each value of the input (a message has three; Qwen2.5's template takes 40 a message) ...
+const FUEL_PER_VALUE: usize = 128;
+/// ... and one for so many bytes of its text (that template takes one for 16) ...
+const BYTES_PER_FUEL: usize = 4;
+/// ... but never more than this.
+const FUEL_MAX: u64 = 1 << 20;
+/// Rendering has a stack of its own, for values that a template nests and that minijinja walks recursively. A level
+/// takes at least one and a half fuel and, as was measured, up to 600 bytes of stack.
+#[cfg(not(target_arch = "wasm32"))]
+const STACK_BYTES_PER_FUEL: u64 = 768;
+
+const CHATML: &str = "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n\
+    {% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}";
+const PLAIN: &str = "{% for message in messages %}\
+    {{ '' if message.role == 'system' else message.role | capitalize + ': ' }}{{ message.content }}\n\n{% endfor %}\
+    {% if add_generation_prompt %}Assistant:{% endif %}";
+
+/// Renders messages into a prompt. Made once from a model file, then shared.
+///
+/// Templates come with model files, so they are bounded: one that runs for too long or grows too large is stopped.
+#[derive(Debug)]
+pub struct ChatTemplate {
+    environment: Environment<'static>,
+    bos: String,
+    eos: String,
+    stops: &'static [&'static str],
+}
+
+/// Names of templates in the environment.
+const DEFAULT: &str = "chat";
+const WITH_TOOLS: &str = "tools";
+
+impl ChatTemplate {
+    /// The file's template, and the one for prompts with tools where it has its own; none if it has no template.
+    pub fn from_gguf(file: &ModelFile, tokenizer: &Tokenizer) -> Result<Option<ChatTemplate>, TextError> {
+        let source = |key| file.optional::<&str>(key).ok().flatten();
+        let Some(default) = source("tokenizer.chat_template") else { return Ok(None) };
+        let mut template = ChatTemplate::new(default, tokenizer)?;
+        if let Some(with_tools) = source("tokenizer.chat_template.tool_use") {
+            template.add(WITH_TOOLS, with_tools)?;
+        }
+        Ok(Some(template))
+    }
+
+    /// For models without a template. Where the vocabulary has ChatML's tokens, that is
+    /// `<|im_start|>user\n...<|im_end|>\n<|im_start|>assistant\n`; else plain text, `User: ...\n\nAssistant:`, and
+    /// [`ChatTemplate::stops`] keeps the model from going on with the user's next turn. Tools are not told.
+    pub fn fallback(tokenizer: &Tokenizer) -> ChatTemplate {
+        let has = |name| tokenizer.id(name).is_some_and(|id| tokenizer.is_control(id));
+        let (source, stops): (_, &[_]) = match has("<|im_start|>") && has("<|im_end|>") {
+            true => (CHATML, &[]),
+            false => (PLAIN, &["\nUser:"]),
+        };
+        let template = ChatTemplate::new(source, tokenizer).expect("our own templates have no syntax errors");
+        ChatTemplate { stops, ..template }
+    }
+
+    /// A template from its source.
+    pub fn new(source: &str, tokenizer: &Tokenizer) -> Result<ChatTemplate, TextError> {
+        let name = |id: Option<u32>| id.map_or_else(String::new, |id| tokenizer.name(id).to_owned());
+        let mut template = ChatTemplate {
+            environment: environment(),
+            bos: name(tokenizer.bos()),
+            eos: name(tokenizer.eos()),
+            stops: &[],
+        };
+        template.add(DEFAULT, source)?;
+        Ok(template)
+    }
+
+    fn add(&mut self, name: &'static str, source: &str) -> Result<(), TextError> {
+        if source.len() > SOURCE_BYTES_MAX {
+            let why = format!("it has {} bytes, {SOURCE_BYTES_MAX} may be", source.len());
+            return Err(TextError::BadTemplate(why));
+        }
+        let added = self.environment.add_template_owned(name, without_generation_tags(source));
+        added.map_err(|error| TextError::BadTemplate(describe(&error)))
+    }
+
+    /// Where `strftime_now` has the time from: seconds since 1970, UTC. Without it, the system's clock; browsers have
+    /// none, and templates that ask for the time fail there.
+    pub fn with_clock(mut self, now: fn() -> u64) -> ChatTemplate {
+        self.environment.add_function("strftime_now", move |format: &str| clock::format(now(), format));
+        self
+    }
+
+    /// Text that ends the model's turn though the model has no token for it.
+    pub fn stops(&self) -> &[&'static str] {
+        self.stops
+    }
+
+    /// The prompt of `messages`, a list of OpenAI's chat messages, with `tools`, a list of OpenAI's tools. Text parts
+    /// of a message are joined by newlines, and a tool call's arguments are given to the template as an object, as
+    /// templates expect. With `add_generation_prompt` the prompt ends where the model's turn begins.
+    ///
+    /// Encode it with [`super::Special::Parse`] and `Tokenizer::encode_prompt`, which sees a BOS token that the
+    /// template wrote.
+    pub fn render(
+        &self,
+        messages: &Json,
+        tools: Option<&Json>,
+        add_generation_prompt: bool,
+    ) -> Result<String, TextError> {
+        let messages =
+            messages.as_array().ok_or_else(|| TextError::Render("messages are not a list".into()))?;
+        let messages = messages.iter().map(for_template).collect::<Result<Vec<Json>, TextError>>()?;
+        let tools = tools.filter(|tools| tools.as_array().is_none_or(|tools| !tools.is_empty()));
+        let fuel = FUEL + messages.iter().chain(tools).map(fuel).sum::<usize>() as u64;
+        let job = Job { template: self, messages, tools, add_generation_prompt, fuel: fuel.min(FUEL_MAX) };
+        job.run()
+    }
+}
+
+/// One rendering.
+struct Job<'a> {
+    template: &'a ChatTemplate,
+    messages: Vec<Json>,
+    tools: Option<&'a Json>,
+    add_generation_prompt: bool,
+    fuel: u64,
+}
+
+impl Job<'_> {
+    /// Renders on a thread with a stack that the fuel can't exhaust.
+    #[cfg(not(target_arch = "wasm32"))]
+    fn run(self) -> Result<String, TextError> {
+        let stack = (1 << 20) + self.fuel * STACK_BYTES_PER_FUEL;
+        let thread = std::thread::Builder::new().name("chat-template".into()).stack_size(stack as usize);
+        std::thread::scope(|scope| {
+            let thread = thread.spawn_scoped(scope, || self.render()).map_err(|error| {
+                TextError::TemplateLimit(format!(
+                    "its thread, with a stack of {stack} bytes, can't be started: {error}"
+                ))
+            })?;
+            thread.join().unwrap_or_else(|_| Err(TextError::Render("the template engine panicked".into())))
+        })
+    }
+
+    /// There are no threads: a template that nests values too deep ends the browser's worker.
+    #[cfg(target_arch = "wasm32")]
+    fn run(self) -> Result<String, TextError> {
+        self.render()
+    }
+
+    fn render(self) -> Result<String, TextError> {
+        let mut environment = self.template.environment.clone();
+        environment.set_fuel(Some(self.fuel));
+        let context = minijinja::context! {
+            messages => Value::from(Serde(self.messages)),
+            tools => self.tools.map(|tools| Value::from(Serde(tools))),
+            documents => (),
+            add_generation_prompt => self.add_generation_prompt,
+            bos_token => self.template.bos.as_str(),
+            eos_token => self.template.eos.as_str(),
+        };
+        let template = match self.tools {
+            Some(_) => environment.get_template(WITH_TOOLS).or_else(|_| environment.get_template(DEFAULT)),
+            None => environment.get_template(DEFAULT),
+        };
+        template.and_then(|template| template.render(context)).map_err(|error| match error.kind() {
+            ErrorKind::OutOfFuel => {
+                let why = "it ran for too long, or made too much text, for the messages it was given";
+                TextError::TemplateLimit(why.into())
+            }
+            _ => TextError::Render(describe(&error)),
+        })
+    }
+}
+
+/// Hugging Face's settings and extras.
+fn environment() -> Environment<'static> {
+    let mut environment = Environment::new();
+    let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
+    environment.set_syntax(syntax.expect("only the treatment of white space differs from the default"));
+    environment.set_auto_escape_callback(|_| minijinja::AutoEscape::None);
+    environment.set_unknown_method_callback(python_method);
+    environment.set_formatter(|out, state, value| match value.kind() {
+        ValueKind::Seq | ValueKind::Map | ValueKind::Iterable => {
+            let text = json::write(state, value, &json::REPR)?;
+            out.write_str(&text)
+                .map_err(|_| Error::new(ErrorKind::WriteFailure, "the prompt can't be written"))
+        }
+        _ => minijinja::escape_formatter(out, state, value),
+    });
+    environment.add_filter("tojson", tojson);
+    environment.remove_filter("pprint"); // takes time in the cube of a value's depth
+    environment.add_function("raise_exception", |message: String| -> Result<Value, Error> {
+        Err(Error::new(ErrorKind::InvalidOperation, message))
+    });
+    #[cfg(not(target_arch = "wasm32"))]
+    environment.add_function("strftime_now", |format: &str| clock::format(clock::system(), format));
+    environment
+}
+
+/// Python's methods of strings, lists and dictionaries, paid for by the text that they read and may make.
+fn python_method(state: &mut State, value: &Value, method: &str, args: &[Value]) -> Result<Value, Error> {
+    let length = |value: &Value| value.as_str().map_or(0, str::len);
+    let text = length(value);
+    let bytes = match (method, args) {
+        ("replace", [old, new, ..]) => {
+            let places =
+                old.as_str().map_or(0, |old| value.as_str().map_or(0, |text| text.matches(old).count()));
+            text.saturating_add(places.saturating_mul(length(new)))
+        }
+        ("join", [values]) => values.try_iter()?.fold(text, |sum, value| {
+            // what isn't a string is written out, which minijinja charges for neither
+            let written = if value.as_str().is_some() { length(&value) } else { 1 << 10 };
+            sum.saturating_add(written).saturating_add(text)
+        }),
+        // values nest, and each may be written out at any width
+        ("format", _) => return Err(Error::from(ErrorKind::UnknownMethod)),
+        _ => args.iter().map(length).fold(text, usize::saturating_add),
+    };
+    state.consume_fuel(bytes as u64 / 16)?;
+    minijinja_contrib::pycompat::unknown_method_callback(state, value, method, args)
+}
+
+/// `json.dumps` with the keyword arguments that Hugging Face passes on.
+fn tojson(state: &State, value: &Value, options: Kwargs) -> Result<Value, Error> {
+    let separators: Option<(String, String)> = match options.get::<Option<Value>>("separators")? {
+        None => None,
+        Some(pair) => Some((pair.get_item_by_index(0)?.to_string(), pair.get_item_by_index(1)?.to_string())),
+    };
+    let style = json::Style {
+        notation: json::Notation::Json,
+        indent: options.get::<Option<usize>>("indent")?,
+        separators,
+        ascii: options.get::<Option<bool>>("ensure_ascii")?.unwrap_or(false),
+        sorted: options.get::<Option<bool>>("sort_keys")?.unwrap_or(false),
+    };
+    options.assert_all_used()?;
+    json::write(state, value, &style).map(Value::from)
+}
+
+/// The tags `{% generation %}` and `{% endgeneration %}`, which only matter in training, become an `if true`.
+fn without_generation_tags(source: &str) -> String {
+    let mut out = String::with_capacity(source.len());
+    let mut rest = source;
+    while let Some(at) = rest.find("{%") {
+        let (before, tag) = rest.split_at(at + 2);
+        out.push_str(before);
+        let body = tag.strip_prefix(['-', '+']).unwrap_or(tag).trim_start();
+        let (name, with) = match body {
+            _ if body.starts_with("generation") => ("generation", "if true"),
+            _ if body.starts_with("endgeneration") => ("endgeneration", "endif"),
+            _ => ("", ""),
+        };
+        let after = &body[name.len()..];
+        rest = tag;
+        if !name.is_empty() && after.trim_start().trim_start_matches(['-', '+']).starts_with("%}") {
+            out.push_str(&tag[..tag.len() - body.len()]);
+            out.push_str(with);
+            rest = after;
+        }
+    }
+    out.push_str(rest);
+    out
+}
+
+/// A message as templates expect it.
+fn for_template(message: &Json) -> Result<Json, TextError> {
+    let mut message = message.clone();
+    if let Some(Json::Array(parts)) = message.get("content") {
+        let text = joined(parts)?;
+        message["content"] = Json::String(text);
+    }
+    let calls = message.get_mut("tool_calls").and_then(Json::as_array_mut);
+    for call in calls.into_iter().flatten() {
+        let function = if call.get("function").is_some() { &mut call["function"] } else { call };
+        if let Some(Json::String(text)) = function.get("arguments")
+            && let Ok(arguments @ Json::Object(_)) = serde_json::from_str(text)
+        {
+            function["arguments"] = arguments;
+        }
+    }
+    Ok(message)
+}
+
+/// The text of a message's parts.
+fn joined(parts: &[Json]) -> Result<String, TextError> {
+    let mut text = String::new();
+    for (at, part) in parts.iter().enumerate() {
+        let kind = part.get("type").and_then(Json::as_str).unwrap_or("text");
+        let Some(part) = part.as_str().or_else(|| part.get("text").and_then(Json::as_str)) else {
+            return Err(TextError::Render(format!(
+                "a message has a part of type {kind:?}; only text can be rendered"
+            )));
+        };
+        if at > 0 {
+            text.push('\n');
+        }
+        text.push_str(part);
+    }
+    Ok(text)
+}
+
+/// What a template may spend on `value`.
+fn fuel(value: &Json) -> usize {
+    let inside = match value {
+        Json::String(text) => text.len() / BYTES_PER_FUEL,
+        Json::Array(values) => values.iter().map(fuel).sum(),
+        Json::Object(map) => map.iter().map(|(key, value)| key.len() / BYTES_PER_FUEL + fuel(value)).sum(),
+        _ => 0,
+    };
+    inside + FUEL_PER_VALUE
+}
+
+/// An error for a person, with its causes and its line.
+fn describe(error: &Error) -> String {
+    let mut text = error.detail().map_or_else(|| error.kind().to_string(), str::to_owned);
+    let mut cause = std::error::Error::source(error);
+    while let Some(error) = cause {
+        let _ = write!(text, ": {error}");
+        cause = error.source();
+    }
+    if let Some(line) = error.line() {
+        let _ = write!(text, " (line {line} of the template)");
+    }
+    text
+}

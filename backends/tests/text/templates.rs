@@ -1,0 +1,177 @@
+//! Chat templates against Hugging Face's rendering (`tests/golden/templates.py`).
+use super::{golden, model, small_tokenizer};
+use serde_json::{Value, json};
+use weir_backends::text::{ChatTemplate, TextError, Tokenizer};
+
+fn check(name: &str) {
+    let Some(file) = model(name) else { return };
+    let tokenizer = Tokenizer::from_gguf(&file).unwrap();
+    let template = ChatTemplate::from_gguf(&file, &tokenizer).unwrap().unwrap();
+    let cases: Vec<Value> = serde_json::from_str(&golden("templates.json")).unwrap();
+    for case in &cases {
+        let tools = case.get("tools").filter(|tools| !tools.is_null());
+        let prompt = case["add_generation_prompt"].as_bool().unwrap();
+        let found = template.render(&case["messages"], tools, prompt);
+        match case[name].as_str() {
+            Some(expected) => assert_eq!(found.unwrap(), expected, "{name}: {}", case["messages"]),
+            None => assert!(matches!(found, Err(TextError::Render(_))), "{name}: {found:?}"),
+        }
+    }
+}
+
+#[test]
+fn smollm2_prompts_are_hugging_faces() {
+    check("smollm2");
+}
+
+#[test]
+fn qwen2_prompts_are_hugging_faces() {
+    check("qwen2");
+}
+
+#[test]
+fn a_base_model_has_the_fallback() {
+    let Some(file) = model("gemma3") else { return };
+    let tokenizer = Tokenizer::from_gguf(&file).unwrap();
+    assert!(ChatTemplate::from_gguf(&file, &tokenizer).unwrap().is_none());
+    let fallback = ChatTemplate::fallback(&tokenizer);
+    let messages = json!([{"role": "system", "content": "Be brief."}, {"role": "user", "content": [{"type": "text", "text": "Hi"}]}]);
+    assert_eq!(fallback.render(&messages, None, true).unwrap(), "Be brief.\n\nUser: Hi\n\nAssistant:");
+    assert_eq!(fallback.stops(), ["\nUser:"]);
+}
+
+fn rendered(source: &str, messages: Value) -> Result<String, TextError> {
+    ChatTemplate::new(source, &small_tokenizer())?.with_clock(|| 1_721_952_000).render(&messages, None, true)
+}
+
+#[test]
+fn pythons_ways() {
+    let check =
+        |source: &str, expected: &str| assert_eq!(rendered(source, json!([])).unwrap(), expected, "{source}");
+    check("{{ ' a '.strip() + 'xay'.strip('xy') + 'a,b'.split(',')[-1] }}", "aab");
+    check(
+        "{{ 'abc'.startswith('ab') }} {{ none }} {{ 'abc'.endswith(('x', 'c')) }} {{ ', '.join(['a', 'b']) }}",
+        "True None True a, b",
+    );
+    check("{% for k, v in {'b': 1, 'a': 2}.items() %}{{ k }}{{ v }}{% endfor %}", "b1a2");
+    check(
+        "{% set ns = namespace(n=0) %}{% for i in range(9) %}{% if i == 2 %}{% continue %}{% endif %}{% if i == 4 %}{% break %}{% endif %}{% set ns.n = ns.n + i %}{% endfor %}{{ ns.n }}",
+        "4",
+    );
+    check("  {% if true %}\n  x\n  {% endif %}\ny\n", "  x\ny");
+    check("{{ strftime_now('%d %b %Y') }}{{ eos_token }}{{ tools is none }}", "26 Jul 2024<end>True");
+    check(
+        "{%- generation -%} a {%- endgeneration %}{% generationx = 1 %}"
+            .split("{% generationx")
+            .next()
+            .unwrap(),
+        "a",
+    );
+    check("{{ {'a': [1, 'é']} | tojson }}{{ [1] | tojson(indent=2) }}", "{\"a\": [1, \"é\"]}[\n  1\n]");
+    check(
+        "{% macro m(x) %}<{{ x }}>{% endmacro %}{{ m('&') }}{{ 'abc'[::-1] }}{{ [1, 2, 3][1:] | length }}",
+        "<&>cba2",
+    );
+    check(
+        "{{ 'aXbX'.replace('X', '-').upper() | trim }}{{ 'x' if undefined_name is not defined }}{{ missing }}",
+        "A-B-x",
+    );
+}
+
+#[test]
+fn templates_may_refuse() {
+    let refused = rendered("{{ raise_exception('roles must alternate') }}", json!([])).unwrap_err();
+    assert!(matches!(&refused, TextError::Render(why) if why.contains("roles must alternate")), "{refused}");
+    assert!(matches!(rendered("{% if %}", json!([])), Err(TextError::BadTemplate(_))));
+    assert!(matches!(rendered("{{ nothing.more }}", json!([])), Err(TextError::Render(_))));
+    assert!(matches!(rendered("", json!({})), Err(TextError::Render(_))));
+    let image = json!([{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]);
+    assert!(matches!(rendered("", image), Err(TextError::Render(_))));
+    assert!(matches!(
+        ChatTemplate::new(&" ".repeat(2 << 20), &small_tokenizer()),
+        Err(TextError::BadTemplate(_))
+    ));
+}
+
+#[test]
+fn parts_and_arguments_are_prepared() {
+    let source = "{% for m in messages %}{{ m.content }}|{% for c in m.tool_calls %}{{ c.function.arguments.a }}{% endfor %}{% endfor %}";
+    let call = json!({"function": {"name": "f", "arguments": "{\"a\": [1, \"b\"]}"}});
+    let messages = json!([{"content": [{"type": "text", "text": "x"}, "y"], "tool_calls": [call]}]);
+    assert_eq!(rendered(source, messages).unwrap(), "x\ny|[1, 'b']");
+}
+
+#[test]
+fn hostile_templates_are_stopped() {
+    let check = |source: &str| {
+        let started = std::time::Instant::now();
+        let found = rendered(source, json!([{"role": "user", "content": "hi"}]));
+        assert!(found.is_err(), "{source}: {} bytes", found.unwrap().len());
+        assert!(started.elapsed().as_secs() < 5, "{source} took {:?}", started.elapsed());
+        found.unwrap_err()
+    };
+    let limit = |source: &str| {
+        assert!(matches!(check(source), TextError::TemplateLimit(_)), "{source}: {}", check(source))
+    };
+    limit("{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}");
+    limit("{% for a in range(99999) %}{% for b in range(99) %}{{ 'x' * 999 }}{% endfor %}{% endfor %}");
+    limit(
+        "{% set ns = namespace(x='x') %}{% for a in range(60) %}{% set ns.x = ns.x + ns.x %}{% endfor %}{{ ns.x }}",
+    );
+    limit(
+        "{% set ns = namespace(x='x') %}{% for a in range(60) %}{% set ns.x = ns.x.replace('', ns.x) %}{% endfor %}",
+    );
+    limit(
+        "{% set ns = namespace(x='x') %}{% for a in range(60) %}{% set ns.x = ns.x.join([ns.x, ns.x, ns.x]) %}{% endfor %}",
+    );
+    limit(
+        "{% set ns = namespace(x='xx') %}{% for a in range(60) %}{% set ns.x = ns.x | replace('x', 'xxx') %}{% endfor %}",
+    );
+    limit(
+        "{% set ns = namespace(x=[1]) %}{% for a in range(60) %}{% set ns.x = [ns.x, ns.x] %}{% endfor %}{{ ns.x | tojson }}",
+    );
+    limit(
+        "{% set ns = namespace(x=[1]) %}{% for a in range(60) %}{% set ns.x = [ns.x, ns.x] %}{% endfor %}{{ ns.x }}",
+    );
+    limit("{% set s = 'x' * 500000 %}{% for a in range(99999) %}{% set t = s.upper() %}{% endfor %}");
+    limit("{% set s = 'x' * 500000 %}{% for a in range(99999) %}{% set t = s.find('y') %}{% endfor %}");
+    limit(
+        "{% set s = [1] * 500000 %}{% for a in range(99999) %}{% set t = s | length + s | sum %}{% endfor %}",
+    );
+    check("{% macro m(x) %}{{ m(x) }}{% endmacro %}{{ m(1) }}");
+    check("{{ '{:>999999999}'.format(1) }}");
+    check("{{ 'x' * 99999999999 }}");
+    check("{{ range(999999999) | list }}");
+    check("{{ [1] | tojson(indent=999999999) }}");
+    check(&("{{".to_owned() + &"(".repeat(100_000) + &")".repeat(100_000) + "}}"));
+    check(&("{{".to_owned() + &"[".repeat(100_000) + "}}"));
+}
+
+/// Deep values must not overflow the stack when they are used or dropped.
+#[test]
+fn deep_values_are_survived() {
+    let growths = ["[ns.x]", "{'a': ns.x}", "ns.x + [1]", "[[[[[[ns.x]]]]]]"];
+    let uses = [
+        "",
+        "{{ ns.x | tojson }}",
+        "{{ ns.x }}",
+        "{{ ns.x == ns.y }}",
+        "{{ ns.x | list | length }}",
+        "{% set m = {ns.x: 1} %}",
+        "{{ [ns.x, ns.y] | sort | length }}",
+    ];
+    let messages = json!([{"role": "user", "content": "x".repeat(1 << 20)}]);
+    for growth in growths {
+        for depth in [1000, 9000, 99999] {
+            for used in uses {
+                let other = growth.replace("ns.x", "ns.y");
+                let source = format!(
+                    "{{% set ns = namespace(x=[], y=[]) %}}{{% for i in range({depth}) %}}{{% set ns.x = {growth} %}}\
+                    {{% if {} %}}{{% set ns.y = {other} %}}{{% endif %}}{{% endfor %}}{used}",
+                    used.contains("ns.y"),
+                );
+                let _ = rendered(&source, messages.clone());
+            }
+        }
+    }
+}
