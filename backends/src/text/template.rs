@@ -36,6 +36,8 @@ const PLAIN: &str = "{% for message in messages %}\
 /// Renders messages into a prompt. Made once from a model file, then shared.
 ///
 /// Templates come with model files, so they are bounded: one that runs for too long or grows too large is stopped.
+/// One way is left open: comparing, sorting or concatenating (not printing) a list that contains another one twice,
+/// that one another twice, and so on, is a single step to minijinja and takes time in the power of the depth.
 #[derive(Debug)]
 pub struct ChatTemplate {
     environment: Environment<'static>,
