@@ -11,6 +11,9 @@ use weir_client::{End, Finish, Message, Piece};
 /// Bytes of standard input that are taken as part of a prompt.
 const INPUT_BYTES_MAX: u64 = 8 << 20;
 
+/// What runs on after the last answer is of no interest for longer than this.
+const LINGER: Duration = Duration::from_millis(200);
+
 /// Ask a model: one answer, or a conversation
 #[derive(clap::Args)]
 #[command(after_help = "\
@@ -83,15 +86,16 @@ impl Chat {
         };
         let mut messages: Vec<Message> = self.system.map(Message::system).into_iter().collect();
         let Some(prompt) = prompt else {
-            return session::run(config, &runtime, speaker, messages, &wishes);
+            let outcome = session::run(config, &runtime, speaker, messages, &wishes);
+            runtime.shutdown_timeout(LINGER);
+            return outcome;
         };
         messages.push(Message::user(prompt));
         let outcome = runtime.block_on(async {
             let reply = speaker.ask(&messages, &wishes).await?;
             show(reply).await
         });
-        // what runs on after an interruption is of no interest any more
-        runtime.shutdown_timeout(Duration::from_millis(200));
+        runtime.shutdown_timeout(LINGER);
         let shown = outcome?;
         shown.remark();
         if shown.end.is_none() { Err(Interrupted.into()) } else { Ok(()) }

@@ -150,7 +150,12 @@ impl Session<'_> {
             }
             ("model", "") => eprintln!("{}", self.speaker.describe()),
             ("model", model) => {
-                self.speaker = self.runtime.block_on(self.speaker.with_model(self.config, model))?;
+                self.speaker = self.runtime.block_on(async {
+                    tokio::select! {
+                        _ = tokio::signal::ctrl_c() => Err(Interrupted.into()),
+                        speaker = self.speaker.with_model(self.config, model) => speaker,
+                    }
+                })?;
                 note(&format!("Talking to {}", self.speaker.describe()));
             }
             ("save", "") => anyhow::bail!("/save needs the name of a file"),
