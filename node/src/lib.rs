@@ -1,2 +1,11 @@
-//! See ARCHITECTURE.md.
+//! What a node does: [`load`] models, then [`Worker::serve`] a scheduler at the other end of a link.
 #![forbid(unsafe_code)]
+
+mod load;
+mod meter;
+mod null;
+mod worker;
+
+pub use load::{LoadError, LoadOptions, Loaded, load};
+pub use null::null;
+pub use worker::{Resident, Worker, WorkerError};

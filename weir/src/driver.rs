@@ -1,67 +1,23 @@
 //! The driver owns the scheduler, the nodes of this process and the clock; the gateway and the CLI ask it.
 //!
-//! A request goes `generate` -> scheduler -> link -> node -> engine, and its events come back the same way.
-use std::path::PathBuf;
+//! A request goes `generate` -> scheduler -> link -> node -> engine, and its events come back the same way: the
+//! driver's task (`conductor`) alone touches the scheduler; a task a node (`attendant`) reads its control stream; a
+//! task a request (`pump`) reads its stream, no faster than the client reads.
+
+mod attendant;
+mod conductor;
+mod pump;
+mod start;
+
+use conductor::Command;
+pub use start::{DeviceOptions, DriverConfig, DriverError, ModelSource, ModelSpec};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use tokio::sync::mpsc;
-use weir_scheduler::{Event, Failure, FailureKind, Generate, KvType, ModelId, RequestId};
-
-/// What a driver serves and how.
-#[derive(Clone, Debug, Default)]
-pub struct DriverConfig {
-    /// The models that this process holds.
-    pub models: Vec<ModelSpec>,
-    /// How they are loaded.
-    pub device: DeviceOptions,
-    /// Schedule only: hold no model here.
-    pub no_node: bool,
-}
-
-/// A model to serve.
-#[derive(Clone, Debug, PartialEq)]
-pub struct ModelSpec {
-    /// What requests call it.
-    pub name: String,
-    /// Where it comes from.
-    pub source: ModelSource,
-}
-
-impl ModelSpec {
-    /// The name under which [`ModelSpec::null`] is asked for and served.
-    pub const NULL: &'static str = "null";
-
-    /// A model of the file `path`.
-    pub fn file(name: impl Into<String>, path: impl Into<PathBuf>) -> ModelSpec {
-        ModelSpec { name: name.into(), source: ModelSource::File(path.into()) }
-    }
-
-    /// The null model: made-up tokens at a modelled pace, for load tests. It needs no file.
-    pub fn null() -> ModelSpec {
-        ModelSpec { name: ModelSpec::NULL.into(), source: ModelSource::Null }
-    }
-}
-
-/// Where a model comes from.
-#[derive(Clone, Debug, PartialEq)]
-pub enum ModelSource {
-    /// A .gguf, the first file of a split one.
-    File(PathBuf),
-    /// No file: made-up tokens.
-    Null,
-}
-
-/// How models are loaded onto this machine.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct DeviceOptions {
-    /// Threads that compute; one a physical core where none.
-    pub threads: Option<usize>,
-    /// How keys and values are stored.
-    pub kv: KvType,
-    /// Longest sequence in tokens; the model's own, but no more than 8192, where none.
-    pub context: Option<u32>,
-    /// Sequences that run at once; 16 where none.
-    pub slots: Option<u32>,
-}
+use tokio::sync::{mpsc, oneshot, watch};
+use weir_backends::text::{ChatTemplate, Tokenizer};
+use weir_node::Resident;
+use weir_scheduler::{Event, Failure, FailureKind, Generate, ModelId, RequestId};
+use weir_transport::Link;
 
 /// A model that can be asked for.
 #[derive(Debug)]
@@ -72,6 +28,10 @@ pub struct ServedModel {
     pub id: ModelId,
     /// Longest sequence, prompt and output, in tokens.
     pub context: u32,
+    /// Of its file.
+    pub tokenizer: Arc<Tokenizer>,
+    /// Of its file, if it has one.
+    pub template: Option<Arc<ChatTemplate>>,
     /// When it was loaded, in seconds since 1970.
     pub created: u64,
 }
@@ -84,15 +44,29 @@ pub type Ask = Generate;
 pub struct Generation {
     /// Its number, unique for the life of this process.
     pub id: RequestId,
-    /// What comes out; after `Finished` or `Failed` there is nothing more.
+    /// What comes out; after `Finished` or `Failed` there is nothing more. Whoever reads slowly slows this request
+    /// down, and no other.
     pub events: mpsc::Receiver<Event>,
-    nodes: Arc<Mutex<Vec<Arc<str>>>>,
+    nodes: Nodes,
+    cancels: mpsc::UnboundedSender<RequestId>,
 }
+
+/// The names of the nodes that have taken part in a request.
+type Nodes = Arc<Mutex<Vec<Arc<str>>>>;
 
 impl Generation {
     /// The names of the nodes that have taken part so far, first to last.
     pub fn nodes(&self) -> Vec<Arc<str>> {
         self.nodes.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+impl Drop for Generation {
+    fn drop(&mut self) {
+        // The conductor drops its end of the events when a request has ended.
+        if !self.events.is_closed() {
+            _ = self.cancels.send(self.id);
+        }
     }
 }
 
@@ -107,57 +81,94 @@ pub struct Health {
     pub detail: String,
 }
 
-/// Why a driver did not start.
-#[derive(Debug, thiserror::Error)]
-pub enum DriverError {
-    /// A model could not be loaded.
-    #[error("model `{name}`: {reason}")]
-    Model {
-        /// Its name.
-        name: String,
-        /// What failed and what to try.
-        reason: String,
-    },
+/// Owns the scheduler. Cheap to clone; all clones are the same driver, which ends with the last of them.
+#[derive(Clone)]
+pub struct Driver {
+    inner: Arc<Inner>,
 }
 
-/// Owns the scheduler. Cheap to clone; all clones are the same driver.
-#[derive(Clone, Debug)]
-pub struct Driver {
-    models: Arc<[Arc<ServedModel>]>,
+struct Inner {
+    commands: mpsc::Sender<Command>,
+    cancels: mpsc::UnboundedSender<RequestId>,
+    models: Vec<Arc<ServedModel>>,
+    residents: Vec<(String, Resident)>,
+    /// Nodes connected.
+    nodes: watch::Receiver<usize>,
+    next_request: AtomicU64,
+    next_node: AtomicU64,
 }
 
 impl Driver {
-    /// Loads the models and starts. Must be called within a tokio runtime; loading happens on threads of its own.
+    /// Loads the models, one after the other, and starts. Must be called within a tokio runtime; loading happens on
+    /// threads of its own, so that the caller can do other things meanwhile.
     pub async fn start(config: DriverConfig) -> Result<Driver, DriverError> {
-        match config.models.first() {
-            Some(spec) => Err(DriverError::Model {
-                name: spec.name.clone(),
-                reason: "this build has no device that could hold it".into(),
-            }),
-            None => Ok(Driver { models: Arc::new([]) }),
-        }
+        start::start(config).await
     }
 
     /// What can be asked for.
     pub fn models(&self) -> Vec<Arc<ServedModel>> {
-        self.models.to_vec()
+        self.inner.models.clone()
     }
 
     /// The model of that name.
     pub fn model(&self, name: &str) -> Option<Arc<ServedModel>> {
-        self.models.iter().find(|m| m.name == name).cloned()
+        self.inner.models.iter().find(|m| m.name == name).cloned()
     }
 
     /// Asks for a generation; fails at once where there is no room or no such model.
     pub async fn generate(&self, ask: Ask) -> Result<Generation, Failure> {
-        Err(Failure { kind: FailureKind::NoModel, message: format!("no node holds model {}", ask.model) })
+        let id = RequestId(self.inner.next_request.fetch_add(1, Ordering::Relaxed));
+        let (client, events) = conductor::Client::new();
+        let generation =
+            Generation { id, events, nodes: client.nodes.clone(), cancels: self.inner.cancels.clone() };
+        let (reply, accepted) = oneshot::channel();
+        let ask = Box::new(Generate { request: id, attempt: 0, ..ask });
+        let gone = |_| Failure { kind: FailureKind::Internal, message: "the scheduler has stopped".into() };
+        self.inner.commands.send(Command::Submit { ask, client, reply }).await.map_err(|_| gone(()))?;
+        accepted.await.map_err(|_| gone(()))??;
+        Ok(generation)
     }
 
-    /// Looks at the engines.
+    /// Takes in the node at the other end of a link. Returns at once; the node serves when it has said what it holds.
+    pub fn attach(&self, link: Link) {
+        let number = self.inner.next_node.fetch_add(1, Ordering::Relaxed);
+        attendant::spawn(link, weir_scheduler::NodeId(number), self.inner.commands.clone());
+    }
+
+    /// How many nodes are connected, to look at and to wait for.
+    pub fn nodes(&self) -> watch::Receiver<usize> {
+        self.inner.nodes.clone()
+    }
+
+    /// Looks at the engines of this process, and at the scheduler.
     pub fn health(&self) -> Health {
-        Health { live: true, ready: !self.models.is_empty(), detail: "no model is loaded".into() }
+        if self.inner.commands.is_closed() {
+            return Health { live: false, ready: false, detail: "the scheduler has stopped".into() };
+        }
+        let trouble =
+            |(name, resident): &(String, Resident)| Some(format!("{name}: {}", resident.trouble()?));
+        let troubles: Vec<String> = self.inner.residents.iter().filter_map(trouble).collect();
+        let nodes = *self.inner.nodes.borrow();
+        let served: Vec<&str> = self.inner.models.iter().map(|m| m.name.as_str()).collect();
+        let detail = match troubles.is_empty() {
+            false => troubles.join("; "),
+            true if nodes == 0 => "no node is connected".into(),
+            true => format!("{nodes} nodes, models here: {}", served.join(", ")),
+        };
+        Health { live: troubles.is_empty(), ready: troubles.is_empty() && nodes > 0, detail }
     }
 
     /// Ends all requests and waits for the engines to stop.
-    pub async fn shutdown(&self) {}
+    pub async fn shutdown(&self) {
+        let (done, stopped) = oneshot::channel();
+        if self.inner.commands.send(Command::Shutdown(done)).await.is_ok() {
+            // An error means that it stopped before it could say so.
+            _ = stopped.await;
+        }
+        let residents = self.inner.residents.clone();
+        let stop = move || residents.iter().for_each(|(_, resident)| resident.shutdown());
+        if let Err(error) = tokio::task::spawn_blocking(stop).await {
+            tracing::error!("stopping the engines: {error}");
+        }
+    }
 }

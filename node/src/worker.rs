@@ -1,0 +1,323 @@
+//! A node at work: it tells the scheduler what it holds, runs what it is given, and streams what comes out.
+use crate::meter::{Meter, Observed};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+use tokio::time::{MissedTickBehavior, interval, timeout};
+use weir_backends::engine::EngineHandle;
+use weir_scheduler::{
+    Event, Failure, FailureKind, Generate, Held, ModelStatus, Profile, RequestId, Status, Token,
+};
+use weir_transport::{Frame, FrameError, Hello, Link, LinkError, Message, Stream, VERSION};
+
+/// Events of a request on their way from the engine, at most; beyond that its sequence rests.
+const EVENTS_MAX: usize = 32;
+/// Tokens in one frame, at most.
+const TOKENS_MAX: usize = 64;
+/// How long the other end may take to say what a stream is for, or to answer a greeting.
+const GREETING: Duration = Duration::from_secs(10);
+/// A step that takes longer has hung.
+const STEP_MAX: Duration = Duration::from_secs(60);
+
+/// A model in this node's memory.
+#[derive(Clone)]
+pub struct Resident {
+    held: Held,
+    engine: EngineHandle,
+    meter: Arc<Mutex<Meter>>,
+    running: Arc<AtomicU32>,
+}
+
+/// A node. One worker may serve several schedulers, each over a link of its own.
+#[derive(Clone)]
+pub struct Worker {
+    name: Arc<str>,
+    residents: Arc<[Resident]>,
+}
+
+/// Why a worker stopped serving.
+#[derive(Debug, thiserror::Error)]
+pub enum WorkerError {
+    /// The link.
+    #[error(transparent)]
+    Link(#[from] LinkError),
+    /// The other end said something unexpected.
+    #[error("the scheduler did not answer as one should: {0}")]
+    Greeting(&'static str),
+    /// It wants a protocol version that this program doesn't speak.
+    #[error("the scheduler wants protocol version {0:#06x}, this program speaks {VERSION:#06x}")]
+    Version(u16),
+}
+
+impl From<FrameError> for WorkerError {
+    fn from(error: FrameError) -> Self {
+        WorkerError::Link(error.into())
+    }
+}
+
+impl Resident {
+    /// A model that `engine` runs.
+    pub fn new(held: Held, engine: EngineHandle) -> Resident {
+        let meter = Arc::new(Mutex::new(Meter::new(held.rates, held.slots)));
+        Resident { held, engine, meter, running: Arc::default() }
+    }
+
+    /// What is wrong with it, if anything is.
+    pub fn trouble(&self) -> Option<String> {
+        let status = self.engine.status();
+        if let Some(why) = status.failed {
+            return Some(why);
+        }
+        let age = status.last_step_age;
+        (age > STEP_MAX).then(|| format!("a step has been under way for {} s", age.as_secs()))
+    }
+
+    /// Ends what runs and stops its engine, after the step that is under way.
+    pub fn shutdown(&self) {
+        self.engine.shutdown();
+    }
+
+    fn status(&self) -> ModelStatus {
+        let status = self.engine.status();
+        let small = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
+        ModelStatus {
+            model: self.held.model,
+            alive: self.trouble().is_none(),
+            running: small(status.running),
+            waiting: small(status.queued),
+            kv_blocks_free: small(status.kv_blocks_free + status.kv_blocks_cached),
+            steps: status.steps,
+            rates: Some(self.meter.lock().unwrap_or_else(PoisonError::into_inner).rates()),
+        }
+    }
+}
+
+impl Worker {
+    /// A node that holds these models.
+    pub fn new(name: &str, residents: Vec<Resident>) -> Worker {
+        Worker { name: name.into(), residents: residents.into() }
+    }
+
+    /// What it holds.
+    pub fn residents(&self) -> &[Resident] {
+        &self.residents
+    }
+
+    /// Serves the scheduler at the other end until the link closes; returns why it did. What is running then, or when
+    /// the future is dropped, is cancelled.
+    pub async fn serve(&self, link: &Link) -> WorkerError {
+        match self.greet_and_serve(link).await {
+            Ok(()) => LinkError::Closed("the scheduler said goodbye".into()).into(),
+            Err(error) => error,
+        }
+    }
+
+    async fn greet_and_serve(&self, link: &Link) -> Result<(), WorkerError> {
+        let mut control = link.open().await?;
+        let every = self.greet(&mut control).await?;
+        let models = self.residents.iter().map(|r| r.held.clone()).collect();
+        control.send.send(Frame::profile(Profile { name: self.name.to_string(), models })).await?;
+        let mut beat = interval(every);
+        beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut requests = JoinSet::new();
+        loop {
+            tokio::select! {
+                stream = link.accept() => {
+                    let (stream, worker) = (stream?, self.clone());
+                    requests.spawn(async move { worker.answer(stream).await });
+                }
+                _ = beat.tick() => {
+                    let models = self.residents.iter().map(Resident::status).collect();
+                    let status = Frame::status(Status { draining: false, models });
+                    // A scheduler that doesn't read heartbeats is gone or stuck.
+                    timeout(GREETING, control.send.send(status))
+                        .await
+                        .map_err(|_| WorkerError::Greeting("it reads no heartbeats"))??;
+                }
+                Some(done) = requests.join_next() => {
+                    if let Err(error) = done && error.is_panic() {
+                        tracing::error!("a request's task panicked: {error}");
+                    }
+                }
+                frame = control.receive.next() => {
+                    if frame?.is_none() {
+                        return Ok(());
+                    }
+                }
+            }
+        }
+    }
+
+    /// Introduces itself; returns how often to send a heartbeat.
+    async fn greet(&self, control: &mut Stream) -> Result<Duration, WorkerError> {
+        let hello = Hello {
+            versions: vec![VERSION],
+            software: env!("CARGO_PKG_VERSION").into(),
+            name: self.name.to_string(),
+        };
+        control.send.send(Frame::hello(&hello)).await?;
+        let answer = timeout(GREETING, control.receive.next()).await;
+        let frame = answer
+            .map_err(|_| WorkerError::Greeting("no welcome came"))??
+            .ok_or(WorkerError::Greeting("it hung up"))?;
+        match frame.read()? {
+            Message::Welcome(welcome) if welcome.version == VERSION => {
+                Ok(Duration::from_millis(u64::from(welcome.heartbeat_ms.clamp(10, 60_000))))
+            }
+            Message::Welcome(welcome) => Err(WorkerError::Version(welcome.version)),
+            _ => Err(WorkerError::Greeting("its first word is no welcome")),
+        }
+    }
+
+    /// Runs the request of a stream. A stream that says nonsense is reset.
+    async fn answer(&self, mut stream: Stream) {
+        let ask = match timeout(GREETING, stream.receive.next()).await {
+            Ok(Ok(Some(frame))) => match frame.read() {
+                Ok(Message::Generate(ask)) => *ask,
+                Ok(_) => return tracing::warn!("a stream began with a {:?} frame", frame.kind()),
+                Err(error) => return tracing::warn!("{error}"),
+            },
+            Ok(Err(LinkError::Frame(error))) => return tracing::warn!("{error}"),
+            Ok(_) | Err(_) => return,
+        };
+        let (request, attempt) = (ask.request, ask.attempt);
+        let failed = match self.residents.iter().find(|r| r.held.model == ask.model) {
+            Some(resident) => resident.run(ask, &mut stream).await.err(),
+            None => Some(Failure {
+                kind: FailureKind::NoModel,
+                message: format!("node {} doesn't hold model {}", self.name, ask.model),
+            }),
+        };
+        if let Some(failure) = failed {
+            // If that can't be sent either, the stream is gone and nobody waits for it.
+            _ = stream.send.send(Frame::failed(request, attempt, failure)).await;
+        }
+        stream.send.finish();
+    }
+}
+
+/// Takes one from a count when it goes.
+struct Running(Arc<AtomicU32>);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl Resident {
+    /// Runs a request and streams what comes of it. Returning drops the events' receiver, which cancels what is left.
+    async fn run(&self, ask: Generate, stream: &mut Stream) -> Result<(), Failure> {
+        let mut progress = Progress {
+            request: ask.request,
+            attempt: ask.attempt,
+            began: Instant::now(),
+            first: None,
+            last: None,
+            tokens: 0,
+            beside: self.running.fetch_add(1, Ordering::Relaxed) + 1,
+        };
+        let _running = Running(self.running.clone());
+        let (events, mut incoming) = mpsc::channel(EVENTS_MAX);
+        self.engine.generate(ask, events)?;
+        loop {
+            tokio::select! {
+                biased;
+                event = incoming.recv() => {
+                    let Some(event) = event else {
+                        let message = "the engine let go of the request".into();
+                        return Err(Failure { kind: FailureKind::Internal, message });
+                    };
+                    progress.beside = progress.beside.max(self.running.load(Ordering::Relaxed));
+                    if self.forward(event, &mut incoming, &mut progress, stream).await {
+                        return Ok(());
+                    }
+                }
+                frame = stream.receive.next() => {
+                    let Ok(Some(frame)) = frame else { return Ok(()) };
+                    match frame.read() {
+                        Ok(Message::Cancel { request, attempt }) => self.engine.cancel(request, attempt),
+                        Ok(_) | Err(_) => {
+                            tracing::warn!("a {:?} frame came where only a cancel could", frame.kind());
+                            return Ok(());
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    /// Sends an event and what has queued up behind it. True if nothing more is to be sent.
+    async fn forward(
+        &self,
+        event: Event,
+        incoming: &mut mpsc::Receiver<Event>,
+        progress: &mut Progress,
+        stream: &mut Stream,
+    ) -> bool {
+        let mut tokens: Vec<Token> = Vec::new();
+        let mut next = Some(event);
+        let end = loop {
+            match next {
+                Some(Event::Token(token)) => tokens.push(token),
+                end => break end,
+            }
+            if tokens.len() == TOKENS_MAX {
+                break None;
+            }
+            next = incoming.try_recv().ok();
+        };
+        let (request, attempt) = (progress.request, progress.attempt);
+        if !tokens.is_empty() {
+            progress.note(tokens.len());
+            if stream.send.send(Frame::tokens(request, attempt, tokens)).await.is_err() {
+                return true;
+            }
+        }
+        let frame = match end {
+            None | Some(Event::Token(_)) => return false,
+            Some(Event::Finished { reason, text, usage }) => {
+                let computed = usage.prompt_tokens.saturating_sub(usage.cached_tokens);
+                self.observe(progress, computed);
+                Frame::finished(request, attempt, reason, text, usage)
+            }
+            Some(Event::Failed(failure)) => Frame::failed(request, attempt, failure),
+        };
+        // A stream that is gone has nobody who waits for its end.
+        _ = stream.send.send(frame).await;
+        true
+    }
+
+    fn observe(&self, progress: &Progress, prompt: u32) {
+        let (Some(first), Some(last)) = (progress.first, progress.last) else { return };
+        self.meter.lock().unwrap_or_else(PoisonError::into_inner).observe(Observed {
+            prompt,
+            first: first - progress.began,
+            tokens: progress.tokens,
+            rest: last - first,
+            beside: progress.beside,
+        });
+    }
+}
+
+/// Of one request here.
+struct Progress {
+    request: RequestId,
+    attempt: u32,
+    began: Instant,
+    first: Option<Instant>,
+    last: Option<Instant>,
+    tokens: u32,
+    beside: u32,
+}
+
+impl Progress {
+    fn note(&mut self, tokens: usize) {
+        let now = Instant::now();
+        self.first.get_or_insert(now);
+        self.last = Some(now);
+        self.tokens += tokens as u32;
+    }
+}

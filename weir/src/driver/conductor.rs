@@ -1,0 +1,250 @@
+//! The one task that touches the scheduler.
+use super::Nodes;
+use super::pump::{Delivery, Pump};
+use std::collections::HashMap;
+use std::sync::{Arc, PoisonError};
+use std::time::{Duration, Instant};
+use tokio::sync::mpsc::OwnedPermit;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::AbortHandle;
+use tokio::time::{Sleep, sleep_until};
+use weir_scheduler::{
+    Event, Failure, FailureKind, FromNode, Generate, Input, NodeId, Output, Profile, RequestId, Scheduler,
+    Time, ToNode,
+};
+use weir_transport::Link;
+
+/// Events that a client hasn't read yet, at most.
+const EVENTS_MAX: usize = 64;
+/// Commands taken at once.
+const BATCH: usize = 64;
+
+/// What the conductor is told.
+pub(super) enum Command {
+    /// A client asks. It is answered as soon as the scheduler has seen the request.
+    Submit { ask: Box<Generate>, client: Client, reply: oneshot::Sender<Result<(), Failure>> },
+    /// A client is gone.
+    Cancel(RequestId),
+    /// A client is behind, or no longer.
+    Reader { request: RequestId, behind: bool },
+    /// A node has introduced itself.
+    Connected { node: NodeId, name: Arc<str>, profile: Profile, link: Arc<Link> },
+    /// A node said something.
+    FromNode { node: NodeId, from: FromNode },
+    /// A node sent tokens.
+    Tokens { node: NodeId, request: RequestId, attempt: u32, deliveries: Vec<Delivery> },
+    /// A node's link broke.
+    Lost { node: NodeId, reason: String },
+    /// Cancel everything and stop.
+    Shutdown(oneshot::Sender<()>),
+}
+
+/// Where a request's events go.
+pub(super) struct Client {
+    events: mpsc::Sender<Event>,
+    /// Kept free for the end.
+    last: OwnedPermit<Event>,
+    pub nodes: Nodes,
+    pump: Option<AbortHandle>,
+}
+
+impl Client {
+    pub fn new() -> (Client, mpsc::Receiver<Event>) {
+        let (events, receiver) = mpsc::channel(EVENTS_MAX + 1);
+        let last = events.clone().try_reserve_owned().expect("a new channel has room");
+        (Client { events, last, nodes: Nodes::default(), pump: None }, receiver)
+    }
+}
+
+struct Node {
+    name: Arc<str>,
+    link: Arc<Link>,
+}
+
+struct Conductor {
+    scheduler: Scheduler,
+    origin: Instant,
+    clients: HashMap<RequestId, Client>,
+    nodes: HashMap<NodeId, Node>,
+    count: watch::Sender<usize>,
+    commands: mpsc::WeakSender<Command>,
+}
+
+/// Starts the task. It ends when nobody can send commands any more, or is told to. Returns how many nodes there are.
+pub(super) fn spawn(
+    scheduler: Scheduler,
+    inbox: mpsc::Receiver<Command>,
+    cancelled: mpsc::UnboundedReceiver<RequestId>,
+    commands: mpsc::WeakSender<Command>,
+) -> watch::Receiver<usize> {
+    let (count, nodes) = watch::channel(0);
+    let origin = Instant::now();
+    let clients = HashMap::new();
+    let conductor = Conductor { scheduler, origin, clients, nodes: HashMap::new(), count, commands };
+    tokio::spawn(conductor.run(inbox, cancelled));
+    nodes
+}
+
+impl Conductor {
+    async fn run(
+        mut self,
+        mut inbox: mpsc::Receiver<Command>,
+        mut cancelled: mpsc::UnboundedReceiver<RequestId>,
+    ) {
+        let mut batch = Vec::with_capacity(BATCH);
+        let mut alarm: std::pin::Pin<Box<Sleep>> = Box::pin(sleep_until(self.origin.into()));
+        loop {
+            let wake = self.scheduler.wake_at();
+            if let Some(wake) = wake {
+                let at = self.origin + Duration::from_nanos(wake.0);
+                if alarm.deadline() != at.into() {
+                    alarm.as_mut().reset(at.into());
+                }
+            }
+            tokio::select! {
+                biased;
+                Some(request) = cancelled.recv() => self.handle(Input::Cancel(request)),
+                taken = inbox.recv_many(&mut batch, BATCH) => {
+                    if taken == 0 {
+                        break;
+                    }
+                    for command in batch.drain(..) {
+                        if let Command::Shutdown(done) = command {
+                            self.close();
+                            // Whoever asked may have stopped waiting.
+                            _ = done.send(());
+                            return;
+                        }
+                        self.obey(command);
+                    }
+                }
+                () = &mut alarm, if wake.is_some() => self.handle(Input::Tick),
+            }
+        }
+        self.close();
+    }
+
+    fn now(&self) -> Time {
+        Time::ZERO + self.origin.elapsed()
+    }
+
+    fn obey(&mut self, command: Command) {
+        match command {
+            Command::Submit { ask, client, reply } => self.submit(ask, client, reply),
+            Command::Cancel(request) => self.handle(Input::Cancel(request)),
+            Command::Reader { request, behind } => self.handle(Input::Reader { request, behind }),
+            Command::Connected { node, name, profile, link } => {
+                tracing::debug!(node = node.0, %name, models = profile.models.len(), "node connected");
+                self.nodes.insert(node, Node { name, link });
+                self.handle(Input::Connected { node, profile });
+                self.count.send_replace(self.nodes.len());
+            }
+            Command::FromNode { node, from } => self.handle(Input::Node { node, from }),
+            Command::Tokens { node, request, attempt, deliveries } => {
+                for (token, place) in deliveries {
+                    let from = FromNode::Event { request, attempt, event: Event::Token(token) };
+                    self.scheduler.handle(self.now(), Input::Node { node, from });
+                    self.act(Some((request, place)));
+                }
+            }
+            Command::Lost { node, reason } => self.lost(node, reason),
+            Command::Shutdown(_) => unreachable!("the loop takes it"),
+        }
+    }
+
+    fn lost(&mut self, node: NodeId, reason: String) {
+        if let Some(node) = self.nodes.remove(&node) {
+            tracing::info!("node {} is gone: {reason}", node.name);
+            self.count.send_replace(self.nodes.len());
+        }
+        self.handle(Input::Lost { node, reason });
+    }
+
+    fn submit(&mut self, ask: Box<Generate>, client: Client, reply: oneshot::Sender<Result<(), Failure>>) {
+        let request = ask.request;
+        self.clients.insert(request, client);
+        self.scheduler.handle(self.now(), Input::Submit(ask));
+        let mut refused = None;
+        while let Some(output) = self.scheduler.poll() {
+            match output {
+                Output::Emit { request: id, event: Event::Failed(failure) } if id == request => {
+                    self.clients.remove(&request);
+                    refused = Some(failure);
+                }
+                output => self.perform(output, &mut None),
+            }
+        }
+        // Whoever asked may be gone; then its events are too, and the pump finds out.
+        _ = reply.send(refused.map_or(Ok(()), Err));
+    }
+
+    fn handle(&mut self, input: Input) {
+        self.scheduler.handle(self.now(), input);
+        self.act(None);
+    }
+
+    /// Does what the scheduler says. `place` is where a token of that request goes, if it is to be delivered.
+    fn act(&mut self, mut place: Option<(RequestId, OwnedPermit<Event>)>) {
+        while let Some(output) = self.scheduler.poll() {
+            self.perform(output, &mut place);
+        }
+    }
+
+    fn perform(&mut self, output: Output, place: &mut Option<(RequestId, OwnedPermit<Event>)>) {
+        match output {
+            Output::Send { node, message: ToNode::Generate(ask) } => self.send(node, *ask),
+            // Dropping the pump's stream tells the node.
+            Output::Send { message: ToNode::Cancel { request, .. }, .. } => {
+                if let Some(pump) = self.clients.get_mut(&request).and_then(|client| client.pump.take()) {
+                    pump.abort();
+                }
+            }
+            Output::Emit { request, event: event @ Event::Token(_) } => match place.take() {
+                Some((owner, place)) if owner == request => _ = place.send(event),
+                _ => tracing::error!("a token of {request:?} has no place; this is a bug"),
+            },
+            Output::Emit { request, event } => {
+                if let Some(client) = self.clients.remove(&request) {
+                    if let Some(pump) = client.pump {
+                        pump.abort();
+                    }
+                    client.last.send(event);
+                }
+            }
+            Output::Disconnect { node, reason } => {
+                if let Some(node) = self.nodes.remove(&node) {
+                    tracing::info!("node {} is given up: {reason}", node.name);
+                    node.link.close(&reason);
+                    self.count.send_replace(self.nodes.len());
+                }
+            }
+        }
+    }
+
+    fn send(&mut self, id: NodeId, ask: Generate) {
+        let Some(client) = self.clients.get_mut(&ask.request) else { return };
+        let (Some(node), Some(commands)) = (self.nodes.get(&id), self.commands.upgrade()) else { return };
+        client.nodes.lock().unwrap_or_else(PoisonError::into_inner).push(node.name.clone());
+        let (request, attempt) = (ask.request, ask.attempt);
+        let pump = Pump { node: id, request, attempt, client: client.events.clone(), commands };
+        let task = tokio::spawn(pump.run(node.link.clone(), ask)).abort_handle();
+        if let Some(before) = client.pump.replace(task) {
+            before.abort();
+        }
+    }
+
+    /// Ends all requests and links.
+    fn close(&mut self) {
+        let failure =
+            || Failure { kind: FailureKind::Cancelled, message: "the scheduler is shutting down".into() };
+        for (_, client) in self.clients.drain() {
+            if let Some(pump) = client.pump {
+                pump.abort();
+            }
+            client.last.send(Event::Failed(failure()));
+        }
+        for (_, node) in self.nodes.drain() {
+            node.link.close("the scheduler is shutting down");
+        }
+    }
+}

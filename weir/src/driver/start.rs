@@ -1,0 +1,213 @@
+//! What a driver serves, and how it comes up.
+use super::conductor::{self, Command};
+use super::{Driver, Inner, ServedModel};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use tokio::sync::mpsc;
+use tokio::time::timeout;
+use weir_backends::null::Null;
+use weir_backends::program::Device;
+use weir_backends::reference::Reference;
+use weir_node::{LoadError, LoadOptions, Loaded, Resident, Worker};
+use weir_scheduler::{Fastest, KvType, Limits, ModelId, Scheduler};
+use weir_transport::Link;
+
+/// Commands on their way to the conductor, at most.
+const COMMANDS_MAX: usize = 1024;
+/// How long the node of this process may take to introduce itself.
+const GREETING: Duration = Duration::from_secs(10);
+
+/// What a driver serves and how.
+#[derive(Clone, Debug, Default)]
+pub struct DriverConfig {
+    /// The models that this process holds.
+    pub models: Vec<ModelSpec>,
+    /// How they are loaded.
+    pub device: DeviceOptions,
+    /// Schedule only: hold no model here.
+    pub no_node: bool,
+}
+
+/// A model to serve.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ModelSpec {
+    /// What requests call it.
+    pub name: String,
+    /// Where it comes from.
+    pub source: ModelSource,
+}
+
+/// Where a model comes from.
+#[derive(Clone, Debug, PartialEq)]
+pub enum ModelSource {
+    /// A .gguf.
+    File {
+        /// The file; the first of a split one.
+        path: PathBuf,
+        /// Its SHA-256, if known; else it is read whole once more.
+        id: Option<ModelId>,
+    },
+    /// No file: made-up tokens.
+    Null(Null),
+}
+
+impl ModelSpec {
+    /// The name under which the null model is asked for and served.
+    pub const NULL: &'static str = "null";
+
+    /// The model in the file at `path`.
+    pub fn file(name: impl Into<String>, path: impl Into<PathBuf>) -> ModelSpec {
+        ModelSpec { name: name.into(), source: ModelSource::File { path: path.into(), id: None } }
+    }
+
+    /// The null model: made-up tokens as fast as they can be carried, for load tests. It needs no file.
+    pub fn null() -> ModelSpec {
+        ModelSpec { name: ModelSpec::NULL.into(), source: ModelSource::Null(Null::default()) }
+    }
+
+    /// The null model that `model` names, if it names one: `null`, or at a modelled pace
+    /// `null:step_us=10000,prefill_us=50,decode_us=100,end=200`.
+    pub fn parse_null(model: &str) -> Option<Result<ModelSpec, String>> {
+        let pace = match model.split_once(':') {
+            None => (model == ModelSpec::NULL).then_some("")?,
+            Some((name, pace)) => (name == ModelSpec::NULL).then_some(pace)?,
+        };
+        let null = pace.parse::<Null>().map_err(|error| format!("{model}: {error}"));
+        Some(null.map(|null| ModelSpec { source: ModelSource::Null(null), ..ModelSpec::null() }))
+    }
+}
+
+impl From<weir_backends::store::Resolved> for ModelSpec {
+    fn from(found: weir_backends::store::Resolved) -> Self {
+        let source = ModelSource::File { path: found.path, id: Some(ModelId(found.sha256)) };
+        ModelSpec { name: found.name, source }
+    }
+}
+
+/// How models are loaded onto this machine.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct DeviceOptions {
+    /// Threads that compute; one a processor where none.
+    pub threads: Option<usize>,
+    /// How keys and values are stored.
+    pub kv: KvType,
+    /// Longest sequence in tokens; the model's own, but no more than 8192, where none.
+    pub context: Option<u32>,
+    /// Sequences that run at once; 16 where none.
+    pub slots: Option<u32>,
+    /// Bytes that weights and KV cache of a model may take; what is free, where none.
+    pub memory: Option<u64>,
+}
+
+/// Why a driver did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum DriverError {
+    /// A model could not be loaded.
+    #[error("model `{name}`: {error}")]
+    Model {
+        /// Its name.
+        name: String,
+        /// What failed and what to try.
+        error: LoadError,
+    },
+    /// Two models have one name, or one file is named twice.
+    #[error("model `{0}` is listed twice; leave one out, or rename a file")]
+    Twice(String),
+    /// A thread of ours panicked while loading.
+    #[error("loading `{0}` panicked; this is a bug, and the log has its place")]
+    Panicked(String),
+    /// The node of this process did not introduce itself.
+    #[error("the node of this process did not come up; this is a bug, and the log has more")]
+    Node,
+}
+
+impl DeviceOptions {
+    fn device(&self) -> Box<dyn Device> {
+        let reference = Reference::default();
+        Box::new(Reference { threads: self.threads.unwrap_or(reference.threads), ..reference })
+    }
+
+    fn load(&self) -> LoadOptions {
+        let default = LoadOptions::default();
+        LoadOptions {
+            context: self.context,
+            slots: self.slots.unwrap_or(default.slots),
+            kv: self.kv,
+            memory: self.memory,
+            ..default
+        }
+    }
+}
+
+pub(super) async fn start(config: DriverConfig) -> Result<Driver, DriverError> {
+    let mut loaded = Vec::new();
+    for spec in config.models.into_iter().filter(|_| !config.no_node) {
+        let (name, device) = (spec.name.clone(), config.device);
+        let load = tokio::task::spawn_blocking(move || load(&spec, device)).await;
+        let new: Loaded = load
+            .map_err(|_| DriverError::Panicked(name.clone()))?
+            .map_err(|error| DriverError::Model { name: name.clone(), error })?;
+        if loaded.iter().any(|(other, old): &(_, Loaded)| *other == name || old.held.model == new.held.model)
+        {
+            return Err(DriverError::Twice(name));
+        }
+        loaded.push((name, new));
+    }
+    let driver = bring_up(loaded);
+    if !driver.inner.residents.is_empty() {
+        let residents = driver.inner.residents.iter().map(|(_, resident)| resident.clone()).collect();
+        let worker = Worker::new("local", residents);
+        let (ours, theirs) = Link::in_memory();
+        tokio::spawn(async move {
+            let why = worker.serve(&theirs).await;
+            tracing::debug!("the local node stopped: {why}");
+        });
+        driver.attach(ours);
+        let mut nodes = driver.nodes();
+        let up = timeout(GREETING, nodes.wait_for(|nodes| *nodes > 0)).await;
+        up.map_err(|_| DriverError::Node)?.map_err(|_| DriverError::Node)?;
+    }
+    Ok(driver)
+}
+
+fn load(spec: &ModelSpec, options: DeviceOptions) -> Result<Loaded, LoadError> {
+    match &spec.source {
+        ModelSource::File { path, id } => {
+            weir_node::load(path, *id, options.device().as_ref(), options.load())
+        }
+        ModelSource::Null(null) => weir_node::null(null, options.load()),
+    }
+}
+
+fn bring_up(loaded: Vec<(String, Loaded)>) -> Driver {
+    let created = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
+    let served = |(name, loaded): &(String, Loaded)| {
+        Arc::new(ServedModel {
+            name: name.clone(),
+            id: loaded.held.model,
+            context: loaded.held.context,
+            tokenizer: loaded.tokenizer.clone(),
+            template: loaded.template.clone(),
+            created,
+        })
+    };
+    let models = loaded.iter().map(served).collect();
+    let residents =
+        loaded.into_iter().map(|(name, loaded)| (name, Resident::new(loaded.held, loaded.engine))).collect();
+    let (commands, inbox) = mpsc::channel::<Command>(COMMANDS_MAX);
+    let (cancels, cancelled) = mpsc::unbounded_channel();
+    let scheduler = Scheduler::new(Limits::default(), Box::new(Fastest));
+    let nodes = conductor::spawn(scheduler, inbox, cancelled, commands.downgrade());
+    let inner = Inner {
+        commands,
+        cancels,
+        models,
+        residents,
+        nodes,
+        next_request: AtomicU64::new(1),
+        next_node: AtomicU64::new(1),
+    };
+    Driver { inner: Arc::new(inner) }
+}

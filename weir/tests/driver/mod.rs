@@ -1,0 +1,279 @@
+//! The whole path within a process, on the null device: driver, scheduler, link, node, engine.
+use std::time::{Duration, Instant};
+use tokio::task::JoinSet;
+use weir::driver::{Ask, Driver, DriverConfig, Generation, ModelSpec};
+use weir_backends::null::{NULL_MODEL, Null, NullCost};
+use weir_node::{LoadOptions, Resident, Worker};
+use weir_scheduler::{
+    Event, Failure, FailureKind, Finish, KeyId, Priority, RequestId, Sampling, TraceContext, Usage,
+};
+use weir_transport::Link;
+
+fn ask(prompt: Vec<u32>, max_tokens: u32) -> Ask {
+    Ask {
+        request: RequestId(0),
+        attempt: 0,
+        model: NULL_MODEL,
+        prompt,
+        output: Vec::new(),
+        sampling: Sampling { temperature: 1.0, seed: 7, ..Sampling::default() },
+        max_tokens,
+        stop: Vec::new(),
+        ignore_eos: false,
+        priority: Priority::Normal,
+        deadline: None,
+        salt: 0,
+        key: KeyId(0),
+        tags: Vec::new(),
+        trace: TraceContext::default(),
+    }
+}
+
+/// A driver without models, for nodes to be attached to.
+async fn scheduler() -> Driver {
+    Driver::start(DriverConfig { no_node: true, ..DriverConfig::default() }).await.unwrap()
+}
+
+/// A null node whose steps take `step`; it is gone when the task is aborted.
+struct Node {
+    resident: Resident,
+    task: tokio::task::JoinHandle<()>,
+    engine: weir_backends::engine::EngineHandle,
+}
+
+impl Node {
+    async fn attach(driver: &Driver, name: &str, step: Duration) -> Node {
+        let null = Null { cost: NullCost { step, ..NullCost::default() }, ..Null::default() };
+        let loaded = weir_node::null(&null, LoadOptions::default()).unwrap();
+        let engine = loaded.engine.clone();
+        let resident = Resident::new(loaded.held, loaded.engine);
+        let worker = Worker::new(name, vec![resident.clone()]);
+        let (ours, theirs) = Link::in_memory();
+        let mut nodes = driver.nodes();
+        let before = *nodes.borrow();
+        let task = tokio::spawn(async move { drop(worker.serve(&theirs).await) });
+        driver.attach(ours);
+        nodes.wait_for(|now| *now > before).await.unwrap();
+        Node { resident, task, engine }
+    }
+
+    /// Waits until nothing runs there.
+    async fn rests(&self) {
+        let start = Instant::now();
+        while self.engine.status().running + self.engine.status().queued > 0 {
+            assert!(start.elapsed() < Duration::from_secs(10), "it still runs: {:?}", self.engine.status());
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+}
+
+/// What a client saw: ids, text, end.
+#[derive(Debug, PartialEq)]
+struct Seen {
+    ids: Vec<u32>,
+    text: String,
+    end: Result<(Finish, Usage), Failure>,
+}
+
+async fn read(generation: &mut Generation) -> Seen {
+    let (mut ids, mut text) = (Vec::new(), String::new());
+    loop {
+        match generation.events.recv().await.expect("a generation ends with an end") {
+            Event::Token(token) => {
+                assert_eq!(token.position as usize, ids.len(), "positions are contiguous");
+                ids.push(token.id);
+                text += &token.text;
+            }
+            Event::Finished { reason, text: rest, usage } => {
+                text += &rest;
+                assert!(generation.events.recv().await.is_none(), "nothing follows the end");
+                return Seen { ids, text, end: Ok((reason, usage)) };
+            }
+            Event::Failed(failure) => return Seen { ids, text, end: Err(failure) },
+        }
+    }
+}
+
+fn ids_and_text(seen: &Seen) -> (&[u32], &str) {
+    (&seen.ids, &seen.text)
+}
+
+fn various(n: u32) -> Ask {
+    let mut ask = ask((1..=n % 97 + 1).map(|i| i * 31 + n).collect(), 50 + n % 150);
+    ask.sampling.seed = n.into();
+    ask
+}
+
+/// The answers of one node that nobody disturbs.
+async fn undisturbed(n: u32) -> Vec<Seen> {
+    let driver = scheduler().await;
+    let _node = Node::attach(&driver, "calm", Duration::ZERO).await;
+    let mut all = Vec::new();
+    for i in 0..n {
+        all.push(read(&mut driver.generate(various(i)).await.unwrap()).await);
+    }
+    all
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_null_model_answers() {
+    let config = DriverConfig { models: vec![ModelSpec::null()], ..DriverConfig::default() };
+    let driver = Driver::start(config).await.unwrap();
+    let model = driver.model("null").unwrap();
+    assert_eq!(driver.models().len(), 1);
+    let prompt = model.tokenizer.encode("Grüß Gott", weir_backends::text::Special::AsText);
+    assert_eq!(model.tokenizer.decode(&prompt), "Grüß Gott");
+    let mut generation = driver.generate(ask(prompt, 20)).await.unwrap();
+    let seen = read(&mut generation).await;
+    assert_eq!(seen.ids.len(), 20);
+    assert_eq!(seen.text, model.tokenizer.decode(&seen.ids));
+    let usage = Usage { prompt_tokens: 11, cached_tokens: 0, output_tokens: 20 };
+    assert_eq!(seen.end, Ok((Finish::Length, usage)));
+    assert_eq!(generation.nodes().len(), 1);
+    let health = driver.health();
+    assert!(health.live && health.ready, "{health:?}");
+
+    let unknown = Ask { model: weir_scheduler::ModelId([1; 32]), ..ask(vec![1], 1) };
+    assert_eq!(driver.generate(unknown).await.unwrap_err().kind, FailureKind::NoModel);
+    let long = driver.generate(ask(vec![1; 9000], 1)).await.unwrap_err();
+    assert_eq!(long.kind, FailureKind::Invalid);
+    let senseless = ask(vec![1 << 30], 1);
+    assert_eq!(
+        read(&mut driver.generate(senseless).await.unwrap()).await.end.unwrap_err().kind,
+        FailureKind::Invalid
+    );
+
+    driver.shutdown().await;
+    assert!(!driver.health().live);
+    assert_eq!(driver.generate(ask(vec![1], 1)).await.unwrap_err().kind, FailureKind::Internal);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_hundred_streams_outlive_their_node() {
+    let expected = undisturbed(100).await;
+    let driver = scheduler().await;
+    let step = Duration::from_millis(2);
+    let first = Node::attach(&driver, "first", step).await;
+    let mut streams = JoinSet::new();
+    for n in 0..100 {
+        let driver = driver.clone();
+        streams.spawn(async move {
+            let mut generation = driver.generate(various(n)).await.unwrap();
+            let seen = read(&mut generation).await;
+            (n, seen, generation.nodes())
+        });
+    }
+    let second = Node::attach(&driver, "second", step).await;
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    first.task.abort();
+    let mut moved = 0;
+    while let Some(done) = streams.join_next().await {
+        let (n, seen, nodes) = done.unwrap();
+        assert_eq!(ids_and_text(&seen), ids_and_text(&expected[n as usize]), "request {n} on {nodes:?}");
+        let (reason, usage) = seen.end.unwrap();
+        let (undisturbed_reason, undisturbed_usage) = *expected[n as usize].end.as_ref().unwrap();
+        assert_eq!((reason, usage.output_tokens), (undisturbed_reason, undisturbed_usage.output_tokens));
+        moved += usize::from(nodes.len() > 1);
+    }
+    assert!(moved > 0, "the first node was killed too late to matter");
+    first.rests().await;
+    second.rests().await;
+    assert_eq!(second.resident.trouble(), None);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn with_no_node_left_it_fails_and_says_so() {
+    let driver = scheduler().await;
+    let node = Node::attach(&driver, "only", Duration::from_millis(5)).await;
+    let mut generation = driver.generate(ask(vec![1, 2], 5000)).await.unwrap();
+    assert!(matches!(generation.events.recv().await, Some(Event::Token(_))));
+    node.task.abort();
+    let mut last = None;
+    while let Some(event) = generation.events.recv().await {
+        last = Some(event);
+    }
+    let Some(Event::Failed(failure)) = last else { panic!("{last:?}") };
+    assert_eq!(failure.kind, FailureKind::Internal);
+    assert!(failure.message.contains("only") || failure.message.contains("stream"), "{}", failure.message);
+    let mut nodes = driver.nodes();
+    nodes.wait_for(|nodes| *nodes == 0).await.unwrap();
+    assert!(!driver.health().ready);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn clients_that_go_away_cost_nothing() {
+    let driver = scheduler().await;
+    let node = Node::attach(&driver, "n", Duration::from_millis(1)).await;
+    let mut kept = Vec::new();
+    for n in 0..120 {
+        let mut generation = driver.generate(ask(vec![n + 1], 4000)).await.unwrap();
+        if n % 3 == 0 && n < 48 {
+            generation.events.recv().await;
+        }
+        if n % 40 == 0 {
+            kept.push(driver.generate(ask(vec![n + 1], 10)).await.unwrap());
+        }
+    }
+    for mut generation in kept {
+        assert_eq!(read(&mut generation).await.ids.len(), 10);
+    }
+    node.rests().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_reader_that_stalls_slows_only_itself() {
+    let driver = scheduler().await;
+    let node = Node::attach(&driver, "n", Duration::ZERO).await;
+    let mut stalled = driver.generate(ask(vec![5], 5000)).await.unwrap();
+    for n in 0..20 {
+        let seen = read(&mut driver.generate(ask(vec![n + 1], 200)).await.unwrap()).await;
+        assert_eq!(seen.ids.len(), 200);
+    }
+    let before = node.engine.status().tokens_generated;
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    let ahead = node.engine.status().tokens_generated;
+    assert_eq!(ahead, before, "its sequence rests");
+    assert!(ahead - 20 * 200 < 2000, "what is under way is bounded: {}", ahead - 4000);
+    let seen = read(&mut stalled).await;
+    assert_eq!(seen.ids.len(), 5000);
+    let quick = read(&mut driver.generate(ask(vec![5], 5000)).await.unwrap()).await;
+    assert_eq!(ids_and_text(&seen), ids_and_text(&quick));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_dead_engine_is_unhealthy() {
+    let config = DriverConfig { models: vec![ModelSpec::null()], ..DriverConfig::default() };
+    let driver = Driver::start(config).await.unwrap();
+    let mut paced = ModelSpec::parse_null("null:step_us=100,end=50").unwrap().unwrap();
+    assert_eq!(paced.name, "null");
+    paced.name = "again".into();
+    let twice = vec![ModelSpec::null(), paced];
+    assert!(Driver::start(DriverConfig { models: twice, ..DriverConfig::default() }).await.is_err());
+    assert!(ModelSpec::parse_null("smollm2").is_none());
+    assert!(ModelSpec::parse_null("null:step=x").unwrap().is_err());
+    assert!(driver.health().ready);
+}
+
+/// Not a test of speed, since machines are shared; but it says what it saw.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_the_path_costs() {
+    let driver = scheduler().await;
+    let _node = Node::attach(&driver, "n", Duration::ZERO).await;
+    let (mut first, mut rest) = (Vec::new(), Vec::new());
+    for n in 0..300 {
+        let start = Instant::now();
+        let mut generation = driver.generate(ask(vec![n + 1], 100)).await.unwrap();
+        generation.events.recv().await.unwrap();
+        first.push(start.elapsed());
+        read_rest(&mut generation).await;
+        rest.push(start.elapsed() / 100);
+    }
+    first.sort();
+    rest.sort();
+    println!("first token p50 {:?} p99 {:?}; a token p50 {:?}", first[150], first[297], rest[150]);
+    assert!(first[150] < Duration::from_millis(20), "something sleeps on the path");
+}
+
+async fn read_rest(generation: &mut Generation) {
+    while generation.events.recv().await.is_some() {}
+}
