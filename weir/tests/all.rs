@@ -3,3 +3,4 @@
 
 mod cli;
 mod driver;
+mod gateway;

@@ -1,0 +1,202 @@
+//! From a request's body to its answer, streamed or whole.
+use super::Shared;
+use super::body::Body;
+use super::error::ApiError;
+use super::prompt::{self, Encoded};
+use super::request::{Api, Request, choice_seed};
+use super::running::{Running, Total};
+use super::stream::{Ends, EventStream, backstop};
+use super::write::{Gathered, Label, Writer};
+use crate::driver::Ask;
+use bytes::BytesMut;
+use hyper::Response;
+use hyper::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderName, HeaderValue};
+use std::future::poll_fn;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+use tokio::sync::OwnedSemaphorePermit;
+use tokio::time::sleep_until;
+use weir_scheduler::{Event, KeyId, RequestId, Sampling, TraceContext};
+
+/// A streamed answer begins with its first event, so that a failure before it has its own status; but no later than
+/// this, since clients wait for the head.
+const FIRST_EVENT_WAIT: Duration = Duration::from_secs(10);
+/// Longer bodies are parsed and tokenized off the threads that serve connections.
+const INLINE_BYTES: usize = 32 << 10;
+
+/// One call of `/v1/chat/completions` or `/v1/completions`.
+pub(super) struct Call<'a> {
+    pub(super) api: Api,
+    /// Unique, part of the answer's id.
+    pub(super) name: &'a str,
+    pub(super) body: Vec<u8>,
+    pub(super) trace: TraceContext,
+    /// Held until the answer has been sent.
+    pub(super) permit: OwnedSemaphorePermit,
+}
+
+/// Answers a call.
+pub(super) async fn generate(shared: &Arc<Shared>, call: Call<'_>) -> Result<Response<Body>, ApiError> {
+    let deadline = backstop(&shared.limits);
+    let Call { api, name, body, trace, permit } = call;
+    let (request, prompts) = prepare(shared, api, body).await?;
+    let running = start(shared, &request, &prompts, trace).await?;
+    let id = match api {
+        Api::Chat => format!("chatcmpl-{name}"),
+        Api::Completion => format!("cmpl-{name}"),
+    };
+    let created = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |d| d.as_secs());
+    let label = Label { id: &id, model: &request.model.name, created };
+    let echoes: Vec<Option<String>> = prompts.into_iter().map(|p| p.echo).collect();
+    if request.stream {
+        let ends = Ends { deadline, cut: Box::pin(shared.cut()), permit };
+        streamed(&request, &label, &echoes, running, ends).await
+    } else {
+        let response = tokio::select! {
+            response = whole(&request, &label, &echoes, running) => response,
+            () = sleep_until(deadline) => Err(ApiError::timed_out()),
+            () = shared.cut() => Err(ApiError::shutting_down()),
+        };
+        drop(permit);
+        response
+    }
+}
+
+async fn prepare(shared: &Arc<Shared>, api: Api, body: Vec<u8>) -> Result<(Request, Vec<Encoded>), ApiError> {
+    let length = body.len();
+    let shared = shared.clone();
+    let work = move || {
+        let mut request = Request::parse(api, &body, &shared)?;
+        let prompts = prompt::encode(&shared, &mut request)?;
+        Ok((request, prompts))
+    };
+    if length <= INLINE_BYTES {
+        return work();
+    }
+    match tokio::task::spawn_blocking(work).await {
+        Ok(result) => result,
+        // It panicked, which is a bug, or the runtime is going down.
+        Err(_) => Err(ApiError::new(
+            hyper::StatusCode::INTERNAL_SERVER_ERROR,
+            "internal_error",
+            "The request could not be read.",
+        )),
+    }
+}
+
+async fn start(
+    shared: &Shared,
+    request: &Request,
+    prompts: &[Encoded],
+    trace: TraceContext,
+) -> Result<Running, ApiError> {
+    let context = request.model.context;
+    let mut generations = Vec::with_capacity(prompts.len() * request.n);
+    for prompt in prompts {
+        for choice in 0..request.n {
+            let room = context.saturating_sub(prompt.ids.len() as u32);
+            let ask = Ask {
+                request: RequestId(0),
+                attempt: 0,
+                model: request.model.id,
+                prompt: prompt.ids.clone(),
+                output: Vec::new(),
+                sampling: Sampling {
+                    seed: choice_seed(request.sampling.seed, choice),
+                    ..request.sampling.clone()
+                },
+                max_tokens: request.max_tokens.unwrap_or(room).min(room),
+                stop: request.stop.clone(),
+                ignore_eos: request.ignore_eos,
+                priority: request.priority,
+                deadline: Some(shared.limits.request_timeout),
+                salt: 0,
+                key: KeyId(0),
+                tags: request.tags.clone(),
+                trace,
+            };
+            generations.push(shared.driver.generate(ask).await?);
+        }
+    }
+    Ok(Running::new(generations))
+}
+
+async fn streamed(
+    request: &Request,
+    label: &Label<'_>,
+    echoes: &[Option<String>],
+    mut running: Running,
+    mut ends: Ends,
+) -> Result<Response<Body>, ApiError> {
+    let mut writer = Writer::of_stream(request.api, label, running.count(), request.include_usage);
+    let mut opening = BytesMut::with_capacity(1024);
+    for choice in 0..running.count() {
+        match (&echoes[choice / request.n], request.api) {
+            (_, Api::Chat) => writer.role(&mut opening, choice),
+            (Some(prompt), Api::Completion) => {
+                writer.text(&mut opening, choice, prompt, None);
+                writer.skip(choice, prompt);
+            }
+            (None, Api::Completion) => {}
+        }
+    }
+    let first = tokio::select! {
+        event = poll_fn(|cx| running.poll_event(cx)) => event,
+        () = tokio::time::sleep(FIRST_EVENT_WAIT) => None,
+        () = &mut ends.cut => return Err(ApiError::shutting_down()),
+    };
+    if let Some((_, Event::Failed(failure))) = first {
+        return Err(failure.into());
+    }
+    let total = Total::new(echoes.len(), request.n);
+    let mut stream = EventStream::new(running, writer, total, request.include_usage, opening, ends);
+    if let Some((choice, event)) = first {
+        stream.write(choice, event);
+    }
+    let mut response = Response::new(Body::Events(Box::new(stream)));
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/event-stream; charset=utf-8"));
+    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-cache"));
+    // nginx and its like would hold the events back.
+    headers.insert(HeaderName::from_static("x-accel-buffering"), HeaderValue::from_static("no"));
+    Ok(response)
+}
+
+async fn whole(
+    request: &Request,
+    label: &Label<'_>,
+    echoes: &[Option<String>],
+    mut running: Running,
+) -> Result<Response<Body>, ApiError> {
+    let mut writer = Writer::of_whole(request.api, label, running.count());
+    let mut total = Total::new(echoes.len(), request.n);
+    let mut choices: Vec<Gathered> = (0..running.count()).map(|_| Gathered::default()).collect();
+    for (choice, gathered) in choices.iter_mut().enumerate() {
+        gathered.logprobs = request.sampling.logprobs.map(|_| Vec::new());
+        if let Some(prompt) = &echoes[choice / request.n] {
+            gathered.text.push_str(prompt);
+            writer.skip(choice, prompt);
+        }
+    }
+    while let Some((choice, event)) = poll_fn(|cx| running.poll_event(cx)).await {
+        let gathered = &mut choices[choice];
+        match event {
+            Event::Token(token) => {
+                gathered.text.push_str(&token.text);
+                if let (Some(all), Some(one)) = (&mut gathered.logprobs, token.logprob) {
+                    all.push(one);
+                }
+            }
+            Event::Finished { reason, text, usage } => {
+                gathered.text.push_str(&text);
+                gathered.finish = Some(reason);
+                total.add(choice, &usage);
+            }
+            Event::Failed(failure) => return Err(failure.into()),
+        }
+    }
+    let body = writer.whole(&choices, &total, &running).freeze();
+    let mut response = Response::new(Body::full(body));
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    Ok(response)
+}

@@ -1,0 +1,133 @@
+//! The API's error objects: the one place where a failure becomes an HTTP status.
+use super::body::Body;
+use hyper::header::{ALLOW, CONTENT_TYPE, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE};
+use hyper::{Response, StatusCode};
+use serde_json::json;
+use std::borrow::Cow;
+use weir_scheduler::{Failure, FailureKind};
+
+/// An answer that says why there is none.
+#[derive(Debug)]
+pub(super) struct ApiError {
+    status: StatusCode,
+    code: Option<&'static str>,
+    param: Option<Cow<'static, str>>,
+    message: String,
+    allow: Option<&'static str>,
+}
+
+impl ApiError {
+    /// Any status, with OpenAI's `code` for it.
+    pub(super) fn new(status: StatusCode, code: &'static str, message: impl Into<String>) -> ApiError {
+        ApiError { status, code: Some(code), param: None, message: message.into(), allow: None }
+    }
+
+    /// 400, about one field.
+    pub(super) fn field(
+        param: impl Into<Cow<'static, str>>,
+        code: &'static str,
+        message: impl Into<String>,
+    ) -> ApiError {
+        ApiError { param: Some(param.into()), ..ApiError::new(StatusCode::BAD_REQUEST, code, message) }
+    }
+
+    /// 400: the field is understood, but this gateway can't do it.
+    pub(super) fn unsupported(param: impl Into<Cow<'static, str>>, message: impl Into<String>) -> ApiError {
+        ApiError::field(param, "unsupported_parameter", message)
+    }
+
+    /// 404, with what there is instead.
+    pub(super) fn no_model(asked: Option<&str>, known: &[String]) -> ApiError {
+        let known = if known.is_empty() {
+            "no model is loaded".into()
+        } else {
+            format!("there is: {}", known.join(", "))
+        };
+        let message = match asked {
+            // Echoed, so bounded.
+            Some(name) => format!(
+                "The model '{}' does not exist here; {known}",
+                name.chars().take(200).collect::<String>()
+            ),
+            None => format!("You must provide a 'model' parameter; {known}"),
+        };
+        ApiError {
+            param: Some("model".into()),
+            ..ApiError::new(StatusCode::NOT_FOUND, "model_not_found", message)
+        }
+    }
+
+    /// 405, with what is allowed.
+    pub(super) fn method(allow: &'static str) -> ApiError {
+        let message = format!("This endpoint only takes {allow}.");
+        ApiError {
+            allow: Some(allow),
+            ..ApiError::new(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", message)
+        }
+    }
+
+    /// 503: the gateway is going down.
+    pub(super) fn shutting_down() -> ApiError {
+        ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "shutting_down", "The server is shutting down.")
+    }
+
+    /// 504: the gateway's own limit on a request's life.
+    pub(super) fn timed_out() -> ApiError {
+        ApiError::new(
+            StatusCode::GATEWAY_TIMEOUT,
+            "timeout",
+            "The request took longer than this server allows.",
+        )
+    }
+
+    /// `{"error":{...}}`.
+    pub(super) fn to_json(&self) -> Vec<u8> {
+        let kind = match self.status {
+            StatusCode::UNAUTHORIZED => "authentication_error",
+            StatusCode::FORBIDDEN => "permission_error",
+            StatusCode::TOO_MANY_REQUESTS => "rate_limit_error",
+            s if s.is_server_error() => "server_error",
+            _ => "invalid_request_error",
+        };
+        json!({ "error": {
+            "message": self.message, "type": kind, "param": self.param, "code": self.code,
+        }})
+        .to_string()
+        .into_bytes()
+    }
+
+    /// The whole response.
+    pub(super) fn to_response(&self) -> Response<Body> {
+        let mut response = Response::new(Body::full(self.to_json()));
+        *response.status_mut() = self.status;
+        let headers = response.headers_mut();
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        match self.status {
+            StatusCode::UNAUTHORIZED => {
+                headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+            }
+            StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE => {
+                headers.insert(RETRY_AFTER, HeaderValue::from_static("1"));
+            }
+            _ => {}
+        }
+        if let Some(allow) = self.allow {
+            headers.insert(ALLOW, HeaderValue::from_static(allow));
+        }
+        response
+    }
+}
+
+impl From<Failure> for ApiError {
+    fn from(failure: Failure) -> ApiError {
+        let (status, code) = match failure.kind {
+            FailureKind::Invalid => (StatusCode::BAD_REQUEST, "invalid_request"),
+            FailureKind::NoModel => (StatusCode::NOT_FOUND, "model_not_found"),
+            FailureKind::Busy => (StatusCode::SERVICE_UNAVAILABLE, "overloaded"),
+            FailureKind::Deadline => (StatusCode::GATEWAY_TIMEOUT, "timeout"),
+            FailureKind::Cancelled => (StatusCode::SERVICE_UNAVAILABLE, "cancelled"),
+            FailureKind::Internal => (StatusCode::INTERNAL_SERVER_ERROR, "internal_error"),
+        };
+        ApiError::new(status, code, failure.message)
+    }
+}

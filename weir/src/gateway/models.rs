@@ -1,0 +1,70 @@
+//! Which models there are, and whether their engines work.
+use super::body::Body;
+use super::error::ApiError;
+use crate::driver::{Driver, ServedModel};
+use hyper::header::{CONTENT_TYPE, HeaderValue};
+use hyper::{Response, StatusCode};
+use serde_json::{Value, json};
+use std::sync::Arc;
+
+/// The model called `name`: exactly, or without regard to case, to an owner before it (`owner/name`), to `.gguf` after it.
+pub(super) fn find(driver: &Driver, name: Option<&str>) -> Result<Arc<ServedModel>, ApiError> {
+    let known = || driver.models().iter().map(|m| m.name.clone()).collect::<Vec<_>>();
+    let Some(name) = name else { return Err(ApiError::no_model(None, &known())) };
+    if let Some(model) = driver.model(name) {
+        return Ok(model);
+    }
+    let plain = |name: &str| {
+        let name = name.rsplit('/').next().unwrap_or(name).to_ascii_lowercase();
+        name.strip_suffix(".gguf").map(str::to_owned).unwrap_or(name)
+    };
+    let wanted = plain(name);
+    let mut alike = driver.models().into_iter().filter(|m| plain(&m.name) == wanted);
+    match (alike.next(), alike.next()) {
+        (Some(model), None) => Ok(model),
+        _ => Err(ApiError::no_model(Some(name), &known())),
+    }
+}
+
+/// `GET /v1/models`.
+pub(super) fn list(driver: &Driver) -> Response<Body> {
+    let data: Vec<Value> = driver.models().iter().map(|m| describe(m)).collect();
+    respond(StatusCode::OK, &json!({ "object": "list", "data": data }))
+}
+
+/// `GET /v1/models/{id}`.
+pub(super) fn show(driver: &Driver, id: &str) -> Result<Response<Body>, ApiError> {
+    Ok(respond(StatusCode::OK, &describe(&*find(driver, Some(id))?)))
+}
+
+/// `GET /healthz`: 503 where a restart would help.
+pub(super) fn live(driver: &Driver) -> Response<Body> {
+    let health = driver.health();
+    probe(health.live, &health.detail)
+}
+
+/// `GET /readyz`: 503 where requests can't be served now.
+pub(super) fn ready(driver: &Driver) -> Response<Body> {
+    let health = driver.health();
+    probe(health.ready, &health.detail)
+}
+
+fn describe(model: &ServedModel) -> Value {
+    json!({
+        "id": model.name, "object": "model", "created": model.created, "owned_by": "weir",
+        "weir": { "context": model.context, "sha256": model.id.to_string() },
+    })
+}
+
+fn probe(good: bool, detail: &str) -> Response<Body> {
+    let (status, word) =
+        if good { (StatusCode::OK, "ok") } else { (StatusCode::SERVICE_UNAVAILABLE, "unavailable") };
+    respond(status, &json!({ "status": word, "detail": detail }))
+}
+
+fn respond(status: StatusCode, value: &Value) -> Response<Body> {
+    let mut response = Response::new(Body::full(value.to_string()));
+    *response.status_mut() = status;
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    response
+}

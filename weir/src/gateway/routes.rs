@@ -1,0 +1,291 @@
+//! Who may ask, and which endpoint answers.
+use super::body::{self, Body};
+use super::error::ApiError;
+use super::request::{Api, draw};
+use super::{Shared, answer, models};
+use hyper::body::Incoming;
+use hyper::header::{self, HeaderMap, HeaderName, HeaderValue};
+use hyper::{Method, Request, Response, StatusCode};
+use std::net::IpAddr;
+use std::sync::Arc;
+use weir_scheduler::TraceContext;
+
+/// Answers one request; an error becomes the API's error object.
+pub(super) async fn respond(shared: &Arc<Shared>, request: Request<Incoming>) -> Response<Body> {
+    let name = format!("{:016x}{:08x}", draw(), shared.salt as u32);
+    let method = request.method().clone();
+    let path = request.uri().path().to_owned();
+    let origin = allowed_origin(shared, request.headers());
+    let mut response = match handle(shared, request, &name).await {
+        Ok(response) => response,
+        Err(error) => {
+            tracing::debug!(%method, path, ?error, "refused");
+            error.to_response()
+        }
+    };
+    let headers = response.headers_mut();
+    if let Ok(value) = HeaderValue::try_from(format!("req_{name}")) {
+        headers.insert(HeaderName::from_static("x-request-id"), value);
+    }
+    if let Some(origin) = origin {
+        headers.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, origin);
+        headers.insert(header::ACCESS_CONTROL_EXPOSE_HEADERS, HeaderValue::from_static("x-request-id"));
+        headers.insert(header::VARY, HeaderValue::from_static("origin"));
+    }
+    response
+}
+
+/// What can be asked for.
+enum Endpoint {
+    Models,
+    Model(String),
+    Generate(Api),
+    Live,
+    Ready,
+}
+
+impl Endpoint {
+    fn of(path: &str) -> Option<Endpoint> {
+        let path = path.strip_suffix('/').unwrap_or(path);
+        Some(match path {
+            "/v1/chat/completions" => Endpoint::Generate(Api::Chat),
+            "/v1/completions" => Endpoint::Generate(Api::Completion),
+            "/v1/models" => Endpoint::Models,
+            "/healthz" => Endpoint::Live,
+            "/readyz" => Endpoint::Ready,
+            _ => Endpoint::Model(percent_decoded(path.strip_prefix("/v1/models/")?)?),
+        })
+    }
+}
+
+async fn handle(
+    shared: &Arc<Shared>,
+    request: Request<Incoming>,
+    name: &str,
+) -> Result<Response<Body>, ApiError> {
+    let headers = request.headers();
+    check_host(shared, &request)?;
+    check_origin(shared, headers)?;
+    if request.method() == Method::OPTIONS {
+        return Ok(preflight(headers));
+    }
+    let endpoint = Endpoint::of(request.uri().path());
+    let is_probe = matches!(endpoint, Some(Endpoint::Live | Endpoint::Ready));
+    if !is_probe {
+        check_key(shared, headers)?;
+    }
+    let Some(endpoint) = endpoint else {
+        let path: String = request.uri().path().chars().take(200).collect();
+        return Err(ApiError::new(
+            StatusCode::NOT_FOUND,
+            "unknown_url",
+            format!("Unknown request URL: {} {path}.", request.method()),
+        ));
+    };
+    match (endpoint, request.method()) {
+        (Endpoint::Models, &Method::GET | &Method::HEAD) => Ok(models::list(&shared.driver)),
+        (Endpoint::Model(id), &Method::GET | &Method::HEAD) => models::show(&shared.driver, &id),
+        (Endpoint::Live, &Method::GET | &Method::HEAD) => Ok(models::live(&shared.driver)),
+        (Endpoint::Ready, &Method::GET | &Method::HEAD) => Ok(models::ready(&shared.driver)),
+        (Endpoint::Generate(api), &Method::POST) => {
+            check_content(headers)?;
+            let permit = shared.requests.clone().try_acquire_owned().map_err(|_| {
+                ApiError::new(
+                    StatusCode::TOO_MANY_REQUESTS,
+                    "too_many_requests",
+                    format!("{} requests are being answered already; try again.", shared.limits.requests_max),
+                )
+            })?;
+            let trace = trace_context(headers);
+            let body = body::read(request.into_body(), &shared.limits).await?;
+            answer::generate(shared, answer::Call { api, name, body, trace, permit }).await
+        }
+        (Endpoint::Generate(_), _) => Err(ApiError::method("POST")),
+        _ => Err(ApiError::method("GET")),
+    }
+}
+
+/// On loopback, a page of another site that has made its name resolve to this address still sends that name.
+fn check_host(shared: &Shared, request: &Request<Incoming>) -> Result<(), ApiError> {
+    let Some(names) = &shared.hosts else { return Ok(()) };
+    let header = request.headers().get(header::HOST).and_then(|h| h.to_str().ok());
+    let Some(host) = request.uri().authority().map(|a| a.as_str()).or(header) else {
+        return Err(ApiError::new(
+            StatusCode::BAD_REQUEST,
+            "host_missing",
+            "The request has no Host header.",
+        ));
+    };
+    let host = without_port(host).to_ascii_lowercase();
+    if is_loopback_name(&host) || names.contains(&host) {
+        return Ok(());
+    }
+    Err(ApiError::new(
+        StatusCode::FORBIDDEN,
+        "host_not_allowed",
+        "This server doesn't answer to the name in the Host header; add it to `allowed_hosts` if it should.",
+    ))
+}
+
+fn is_loopback_name(host: &str) -> bool {
+    let address = host.trim_start_matches('[').trim_end_matches(']');
+    host == "localhost" || address.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
+}
+
+fn without_port(host: &str) -> &str {
+    match host.rsplit_once(':') {
+        Some((name, port)) if port.bytes().all(|b| b.is_ascii_digit()) && !name.ends_with(':') => name,
+        _ => host,
+    }
+}
+
+/// Browsers send a page's origin; it must be on the list, or this server's own.
+fn check_origin(shared: &Shared, headers: &HeaderMap) -> Result<(), ApiError> {
+    let Some(origin) = headers.get(header::ORIGIN) else { return Ok(()) };
+    let own = || {
+        let origin = origin.to_str().ok()?.strip_prefix("http://")?;
+        (headers.get(header::HOST)?.to_str().ok()? == origin).then_some(())
+    };
+    if allowed_origin(shared, headers).is_some() || own().is_some() {
+        return Ok(());
+    }
+    Err(ApiError::new(
+        StatusCode::FORBIDDEN,
+        "origin_not_allowed",
+        "Web pages of this origin may not use this server; add it to `allowed_origins` if they should.",
+    ))
+}
+
+fn allowed_origin(shared: &Shared, headers: &HeaderMap) -> Option<HeaderValue> {
+    let origin = headers.get(header::ORIGIN)?;
+    shared.origins.iter().any(|o| o.as_bytes() == origin.as_bytes()).then(|| origin.clone())
+}
+
+/// The answer to a browser that asks before it asks; only reached from origins that are allowed.
+fn preflight(headers: &HeaderMap) -> Response<Body> {
+    let mut response = Response::new(Body::full(""));
+    *response.status_mut() = StatusCode::NO_CONTENT;
+    let out = response.headers_mut();
+    out.insert(header::ALLOW, HeaderValue::from_static("GET, POST, OPTIONS"));
+    if headers.contains_key(header::ORIGIN) {
+        out.insert(header::ACCESS_CONTROL_ALLOW_METHODS, HeaderValue::from_static("GET, POST"));
+        out.insert(header::ACCESS_CONTROL_MAX_AGE, HeaderValue::from_static("600"));
+        if let Some(wanted) = headers.get(header::ACCESS_CONTROL_REQUEST_HEADERS) {
+            out.insert(header::ACCESS_CONTROL_ALLOW_HEADERS, wanted.clone());
+        }
+        if headers.contains_key("access-control-request-private-network") {
+            let name = HeaderName::from_static("access-control-allow-private-network");
+            out.insert(name, HeaderValue::from_static("true"));
+        }
+    }
+    response
+}
+
+fn check_key(shared: &Shared, headers: &HeaderMap) -> Result<(), ApiError> {
+    let Some(key) = &shared.key else { return Ok(()) };
+    let given = headers.get(header::AUTHORIZATION).and_then(|value| {
+        let (scheme, key) = value.as_bytes().split_at_checked(7)?;
+        scheme.eq_ignore_ascii_case(b"bearer ").then_some(key.trim_ascii())
+    });
+    let Some(given) = given else {
+        return Err(ApiError::new(
+            StatusCode::UNAUTHORIZED,
+            "missing_api_key",
+            "You didn't provide an API key. Send it in the header 'Authorization: Bearer YOUR_KEY'.",
+        ));
+    };
+    // Comparing hashes takes the same time whatever they are.
+    if blake3::hash(given) == *key {
+        return Ok(());
+    }
+    Err(ApiError::new(StatusCode::UNAUTHORIZED, "invalid_api_key", "Incorrect API key provided."))
+}
+
+/// Only JSON: browsers send other types without asking first.
+fn check_content(headers: &HeaderMap) -> Result<(), ApiError> {
+    let refuse = |message: &str| {
+        Err(ApiError::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type", message))
+    };
+    let kind = headers.get(header::CONTENT_TYPE).and_then(|v| v.to_str().ok()).unwrap_or("");
+    let kind = kind.split(';').next().unwrap_or("").trim();
+    if !kind.eq_ignore_ascii_case("application/json") {
+        return refuse("The request's Content-Type must be 'application/json'.");
+    }
+    match headers.get(header::CONTENT_ENCODING) {
+        Some(encoding) if encoding != "identity" => refuse("Compressed request bodies aren't supported."),
+        _ => Ok(()),
+    }
+}
+
+/// W3C `traceparent`; zeros where there is none or it is malformed.
+fn trace_context(headers: &HeaderMap) -> TraceContext {
+    let parse = || {
+        let text = headers.get("traceparent")?.to_str().ok()?;
+        let mut parts = text.split('-');
+        let mut part = |length: usize| {
+            parts.next().filter(|p| p.len() == length && p.bytes().all(|b| b.is_ascii_hexdigit()))
+        };
+        part(2).filter(|version| *version != "ff")?;
+        Some(TraceContext {
+            trace: u128::from_str_radix(part(32)?, 16).ok()?,
+            span: u64::from_str_radix(part(16)?, 16).ok()?,
+            flags: u8::from_str_radix(part(2)?, 16).ok()?,
+        })
+    };
+    parse().unwrap_or_default()
+}
+
+fn percent_decoded(text: &str) -> Option<String> {
+    let mut out = Vec::with_capacity(text.len());
+    let mut bytes = text.bytes();
+    while let Some(byte) = bytes.next() {
+        out.push(match byte {
+            b'%' => {
+                let digit = |b: u8| (b as char).to_digit(16);
+                (digit(bytes.next()?)? * 16 + digit(bytes.next()?)?) as u8
+            }
+            other => other,
+        });
+    }
+    String::from_utf8(out).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_of_this_machine() {
+        for host in ["localhost", "localhost:8484", "127.0.0.1:1", "127.8.9.1", "[::1]", "[::1]:8484", "::1"]
+        {
+            assert!(is_loopback_name(without_port(host)), "{host}");
+        }
+        for host in
+            ["", "localhost.evil.example", "evil.example:80", "127.0.0.1.evil.example", "10.0.0.1", "[::2]:1"]
+        {
+            assert!(!is_loopback_name(without_port(host)), "{host}");
+        }
+    }
+
+    #[test]
+    fn percent_encoding() {
+        assert_eq!(percent_decoded("a%2Fb%20c").as_deref(), Some("a/b c"));
+        assert_eq!(percent_decoded("%"), None);
+        assert_eq!(percent_decoded("%zz"), None);
+        assert_eq!(percent_decoded("%ff"), None);
+    }
+
+    #[test]
+    fn trace_contexts() {
+        let check = |text: &'static str| {
+            let mut headers = HeaderMap::new();
+            headers.insert("traceparent", HeaderValue::from_static(text));
+            trace_context(&headers)
+        };
+        let good = check("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01");
+        assert_eq!((good.trace >> 120, good.span & 0xff, good.flags), (0x0a, 0x31, 1));
+        for bad in ["", "00", "00-+af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01", "00-0-0-0"] {
+            assert_eq!(check(bad), TraceContext::default(), "{bad}");
+        }
+    }
+}

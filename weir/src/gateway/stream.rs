@@ -1,0 +1,150 @@
+//! A streamed answer: server-sent events, written when the connection asks for them.
+use super::Limits;
+use super::error::ApiError;
+use super::running::{Running, Total};
+use super::write::{self, Writer};
+use bytes::{BufMut, Bytes, BytesMut};
+use std::future::Future;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::Duration;
+use tokio::sync::OwnedSemaphorePermit;
+use tokio::time::{Instant, Interval, MissedTickBehavior, Sleep};
+use weir_scheduler::Event;
+
+/// Silence after which a comment is sent, so that proxies keep the connection and a dead client is noticed.
+const KEEP_ALIVE: Duration = Duration::from_secs(15);
+/// Bytes after which a write doesn't wait for more events, even if they are ready.
+const WRITE_BYTES: usize = 32 << 10;
+
+/// The body of a streamed answer. It polls the generations itself, so nothing stands between a token's event and the
+/// socket; dropping it, as the connection does when its client goes away, cancels them.
+pub(super) struct EventStream {
+    running: Running,
+    writer: Writer,
+    total: Total,
+    include_usage: bool,
+    buffer: BytesMut,
+    closed: bool,
+    /// Something was written since the last tick of `keep_alive`.
+    wrote: bool,
+    keep_alive: Interval,
+    deadline: Pin<Box<Sleep>>,
+    cut: Pin<Box<dyn Future<Output = ()> + Send>>,
+    _permit: OwnedSemaphorePermit,
+}
+
+/// What ends a stream from outside.
+pub(super) struct Ends {
+    /// The gateway's own limit on the request, behind the one that the node keeps.
+    pub(super) deadline: Instant,
+    /// Resolves when the gateway goes down.
+    pub(super) cut: Pin<Box<dyn Future<Output = ()> + Send>>,
+    /// Held while the request is under way.
+    pub(super) permit: OwnedSemaphorePermit,
+}
+
+impl EventStream {
+    /// `opening` is what comes before the first event: roles, echoed prompts.
+    pub(super) fn new(
+        running: Running,
+        writer: Writer,
+        total: Total,
+        include_usage: bool,
+        opening: BytesMut,
+        ends: Ends,
+    ) -> EventStream {
+        let mut keep_alive = tokio::time::interval_at(Instant::now() + KEEP_ALIVE, KEEP_ALIVE);
+        keep_alive.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        EventStream {
+            running,
+            writer,
+            total,
+            include_usage,
+            buffer: opening,
+            closed: false,
+            wrote: false,
+            keep_alive,
+            deadline: Box::pin(tokio::time::sleep_until(ends.deadline)),
+            cut: ends.cut,
+            _permit: ends.permit,
+        }
+    }
+
+    /// Writes what `event` says of `choice`.
+    pub(super) fn write(&mut self, choice: usize, event: Event) {
+        match event {
+            Event::Token(token) => {
+                if !token.text.is_empty() || token.logprob.is_some() {
+                    self.writer.text(&mut self.buffer, choice, &token.text, token.logprob.as_ref());
+                }
+            }
+            Event::Finished { reason, text, usage } => {
+                self.total.add(choice, &usage);
+                if !text.is_empty() {
+                    self.writer.text(&mut self.buffer, choice, &text, None);
+                }
+                let last = self.running.ended() && !self.include_usage;
+                self.writer.finish(&mut self.buffer, choice, reason, last.then_some(&self.running));
+            }
+            Event::Failed(failure) => self.fail(&failure.into()),
+        }
+    }
+
+    /// The next bytes of the body: everything that is ready, at once.
+    pub(super) fn poll_bytes(&mut self, cx: &mut Context<'_>) -> Poll<Option<Bytes>> {
+        while !self.closed && self.buffer.len() < WRITE_BYTES {
+            match self.running.poll_event(cx) {
+                Poll::Ready(Some((choice, event))) => self.write(choice, event),
+                Poll::Ready(None) => self.end(),
+                Poll::Pending => {
+                    if self.buffer.is_empty() {
+                        self.poll_clocks(cx);
+                    }
+                    break;
+                }
+            }
+        }
+        match (self.buffer.is_empty(), self.closed) {
+            (false, _) => {
+                self.wrote = true;
+                Poll::Ready(Some(self.buffer.split().freeze()))
+            }
+            (true, true) => Poll::Ready(None),
+            (true, false) => Poll::Pending,
+        }
+    }
+
+    fn poll_clocks(&mut self, cx: &mut Context<'_>) {
+        if self.cut.as_mut().poll(cx).is_ready() {
+            self.fail(&ApiError::shutting_down());
+        } else if self.deadline.as_mut().poll(cx).is_ready() {
+            self.fail(&ApiError::timed_out());
+        }
+        while !self.closed && self.keep_alive.poll_tick(cx).is_ready() {
+            if !std::mem::take(&mut self.wrote) {
+                self.buffer.put_slice(b": keep-alive\n\n");
+            }
+        }
+    }
+
+    fn end(&mut self) {
+        if self.include_usage {
+            self.writer.usage(&mut self.buffer, &self.total, &self.running);
+        }
+        self.buffer.put_slice(write::DONE.as_bytes());
+        self.closed = true;
+    }
+
+    /// Ends the stream without `[DONE]`, so that nobody takes it for whole.
+    fn fail(&mut self, error: &ApiError) {
+        write::write_error(&mut self.buffer, &error.to_json());
+        self.running.abandon();
+        self.closed = true;
+    }
+}
+
+/// When the gateway itself gives up: a little after the node should have.
+pub(super) fn backstop(limits: &Limits) -> Instant {
+    Instant::now() + limits.request_timeout + Duration::from_secs(1)
+}

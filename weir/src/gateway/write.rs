@@ -1,0 +1,273 @@
+//! Writing answers: JSON straight into the buffer that goes to the socket, no trees of values in between.
+use super::request::Api;
+use super::running::{Running, Total};
+use bytes::{BufMut, BytesMut};
+use serde::Serialize;
+use weir_scheduler::{Candidate, Finish, Logprob};
+
+/// Writes the chunks of one streamed answer, or all of a whole one.
+pub(super) struct Writer {
+    api: Api,
+    /// `{"id":..,"object":..,"created":..,"model":..,"choices":[`, with `data: ` before it in a stream.
+    head: Vec<u8>,
+    /// What closes the list of choices in a chunk that isn't the last.
+    tail: &'static str,
+    /// Characters written so far, by choice: the legacy form of log-probabilities counts them.
+    offsets: Vec<usize>,
+}
+
+/// All of one choice.
+#[derive(Default)]
+pub(super) struct Gathered {
+    pub(super) text: String,
+    pub(super) logprobs: Option<Vec<Logprob>>,
+    pub(super) finish: Option<Finish>,
+}
+
+/// What every part of one answer says of it.
+pub(super) struct Label<'a> {
+    pub(super) id: &'a str,
+    pub(super) model: &'a str,
+    /// Seconds since 1970.
+    pub(super) created: u64,
+}
+
+impl Writer {
+    /// For server-sent events. With `include_usage`, all chunks but the last say that they have none.
+    pub(super) fn of_stream(api: Api, label: &Label<'_>, choices: usize, include_usage: bool) -> Writer {
+        let object = match api {
+            Api::Chat => "chat.completion.chunk",
+            Api::Completion => "text_completion",
+        };
+        let mut head = b"data: ".to_vec();
+        head.extend_from_slice(&write_head(object, label));
+        let tail = if include_usage { "],\"usage\":null}\n\n" } else { "]}\n\n" };
+        Writer { api, head, tail, offsets: vec![0; choices] }
+    }
+
+    /// For one JSON object.
+    pub(super) fn of_whole(api: Api, label: &Label<'_>, choices: usize) -> Writer {
+        let object = match api {
+            Api::Chat => "chat.completion",
+            Api::Completion => "text_completion",
+        };
+        Writer { api, head: write_head(object, label), tail: "]", offsets: vec![0; choices] }
+    }
+
+    /// The first chunk of a chat's choice.
+    pub(super) fn role(&self, out: &mut BytesMut, choice: usize) {
+        self.open(out, choice);
+        put(
+            out,
+            r#","delta":{"role":"assistant","content":"","refusal":null},"logprobs":null,"finish_reason":null}"#,
+        );
+        put(out, self.tail);
+    }
+
+    /// A chunk of text.
+    pub(super) fn text(&mut self, out: &mut BytesMut, choice: usize, text: &str, logprob: Option<&Logprob>) {
+        self.open(out, choice);
+        put(out, if self.api == Api::Chat { r#","delta":{"content":"# } else { r#","text":"# });
+        json(out, text);
+        put(out, if self.api == Api::Chat { r#"},"logprobs":"# } else { r#","logprobs":"# });
+        self.logprobs(out, choice, logprob.map(std::slice::from_ref));
+        put(out, r#","finish_reason":null}"#);
+        put(out, self.tail);
+    }
+
+    /// A prompt that is echoed counts in the offsets.
+    pub(super) fn skip(&mut self, choice: usize, text: &str) {
+        self.offsets[choice] += text.chars().count();
+    }
+
+    /// The last chunk of a choice; where it is the last of all, `ran` says where the request ran.
+    pub(super) fn finish(&self, out: &mut BytesMut, choice: usize, reason: Finish, ran: Option<&Running>) {
+        self.open(out, choice);
+        put(out, if self.api == Api::Chat { r#","delta":{}"# } else { r#","text":"""# });
+        put(out, r#","logprobs":null,"finish_reason":"#);
+        json(out, reason_name(reason));
+        put(out, "}");
+        match ran {
+            None => put(out, self.tail),
+            Some(running) => {
+                put(out, "]");
+                write_weir(out, running);
+                put(out, "}\n\n");
+            }
+        }
+    }
+
+    /// The chunk that only has usage.
+    pub(super) fn usage(&self, out: &mut BytesMut, total: &Total, running: &Running) {
+        out.put_slice(&self.head);
+        put(out, "]");
+        write_usage(out, total);
+        write_weir(out, running);
+        put(out, "}\n\n");
+    }
+
+    /// A whole answer.
+    pub(super) fn whole(&mut self, choices: &[Gathered], total: &Total, running: &Running) -> BytesMut {
+        let mut out = BytesMut::with_capacity(1024);
+        out.put_slice(&self.head);
+        for (choice, gathered) in choices.iter().enumerate() {
+            put(&mut out, if choice == 0 { "{\"index\":" } else { ",{\"index\":" });
+            json(&mut out, &choice);
+            if self.api == Api::Chat {
+                put(&mut out, r#","message":{"role":"assistant","content":"#);
+                json(&mut out, &gathered.text);
+                put(&mut out, r#","refusal":null},"logprobs":"#);
+            } else {
+                put(&mut out, r#","text":"#);
+                json(&mut out, &gathered.text);
+                put(&mut out, r#","logprobs":"#);
+            }
+            self.logprobs(&mut out, choice, gathered.logprobs.as_deref());
+            put(&mut out, r#","finish_reason":"#);
+            json(&mut out, &gathered.finish.map(reason_name));
+            put(&mut out, "}");
+        }
+        put(&mut out, self.tail);
+        write_usage(&mut out, total);
+        write_weir(&mut out, running);
+        put(&mut out, "}");
+        out
+    }
+
+    fn open(&self, out: &mut BytesMut, choice: usize) {
+        out.put_slice(&self.head);
+        put(out, "{\"index\":");
+        json(out, &choice);
+    }
+
+    fn logprobs(&mut self, out: &mut BytesMut, choice: usize, logprobs: Option<&[Logprob]>) {
+        match (logprobs, self.api) {
+            (None, _) => put(out, "null"),
+            (Some(all), Api::Chat) => write_chat_logprobs(out, all),
+            (Some(all), Api::Completion) => write_legacy_logprobs(out, all, &mut self.offsets[choice]),
+        }
+    }
+}
+
+/// The end of every stream that ended well.
+pub(super) const DONE: &str = "data: [DONE]\n\n";
+
+/// An error in the middle of a stream.
+pub(super) fn write_error(out: &mut BytesMut, error: &[u8]) {
+    put(out, "data: ");
+    out.put_slice(error);
+    put(out, "\n\n");
+}
+
+fn write_head(object: &str, label: &Label<'_>) -> Vec<u8> {
+    let mut out = BytesMut::new();
+    put(&mut out, "{\"id\":");
+    json(&mut out, label.id);
+    put(&mut out, ",\"object\":");
+    json(&mut out, object);
+    put(&mut out, ",\"created\":");
+    json(&mut out, &label.created);
+    put(&mut out, ",\"model\":");
+    json(&mut out, label.model);
+    put(&mut out, ",\"choices\":[");
+    out.to_vec()
+}
+
+fn write_usage(out: &mut BytesMut, total: &Total) {
+    put(out, ",\"usage\":{\"prompt_tokens\":");
+    json(out, &total.prompt_tokens);
+    put(out, ",\"completion_tokens\":");
+    json(out, &total.output_tokens);
+    put(out, ",\"total_tokens\":");
+    json(out, &(total.prompt_tokens + total.output_tokens));
+    put(out, ",\"prompt_tokens_details\":{\"cached_tokens\":");
+    json(out, &total.cached_tokens);
+    put(out, "}}");
+}
+
+fn write_weir(out: &mut BytesMut, running: &Running) {
+    put(out, ",\"weir\":{\"request\":");
+    json(out, &running.first_request());
+    put(out, ",\"nodes\":[");
+    for (i, node) in running.nodes().iter().enumerate() {
+        put(out, if i == 0 { "" } else { "," });
+        json(out, &**node);
+    }
+    put(out, "]}");
+}
+
+fn write_chat_logprobs(out: &mut BytesMut, logprobs: &[Logprob]) {
+    put(out, "{\"content\":[");
+    for (i, logprob) in logprobs.iter().enumerate() {
+        put(out, if i == 0 { "" } else { "," });
+        write_candidate(out, &logprob.chosen);
+        put(out, ",\"top_logprobs\":[");
+        for (j, candidate) in logprob.top.iter().enumerate() {
+            put(out, if j == 0 { "" } else { "," });
+            write_candidate(out, candidate);
+            put(out, "}");
+        }
+        put(out, "]}");
+    }
+    put(out, "],\"refusal\":null}");
+}
+
+/// Without the closing brace.
+fn write_candidate(out: &mut BytesMut, candidate: &Candidate) {
+    put(out, "{\"token\":");
+    json(out, &*String::from_utf8_lossy(&candidate.bytes));
+    put(out, ",\"logprob\":");
+    json(out, &finite(candidate.logprob));
+    put(out, ",\"bytes\":");
+    json(out, &candidate.bytes);
+}
+
+fn write_legacy_logprobs(out: &mut BytesMut, logprobs: &[Logprob], offset: &mut usize) {
+    let list = |out: &mut BytesMut, name: &str, each: &mut dyn FnMut(&mut BytesMut, &Logprob)| {
+        put(out, name);
+        for (i, logprob) in logprobs.iter().enumerate() {
+            put(out, if i == 0 { "" } else { "," });
+            each(out, logprob);
+        }
+        put(out, "]");
+    };
+    list(out, "{\"tokens\":[", &mut |out, l| json(out, &*String::from_utf8_lossy(&l.chosen.bytes)));
+    list(out, ",\"token_logprobs\":[", &mut |out, l| json(out, &finite(l.chosen.logprob)));
+    list(out, ",\"top_logprobs\":[", &mut |out, l| {
+        put(out, "{");
+        let chosen = std::iter::once(&l.chosen).filter(|c| l.top.iter().all(|t| t.id != c.id));
+        for (j, candidate) in l.top.iter().chain(chosen).enumerate() {
+            put(out, if j == 0 { "" } else { "," });
+            json(out, &*String::from_utf8_lossy(&candidate.bytes));
+            put(out, ":");
+            json(out, &finite(candidate.logprob));
+        }
+        put(out, "}");
+    });
+    list(out, ",\"text_offset\":[", &mut |out, l| {
+        json(out, offset);
+        *offset += String::from_utf8_lossy(&l.chosen.bytes).chars().count();
+    });
+    put(out, "}");
+}
+
+/// JSON has no infinities; OpenAI writes -9999 for "never".
+fn finite(logprob: f32) -> f32 {
+    if logprob.is_finite() { logprob } else { -9999.0 }
+}
+
+fn reason_name(reason: Finish) -> &'static str {
+    match reason {
+        Finish::Stop => "stop",
+        Finish::Length => "length",
+    }
+}
+
+fn put(out: &mut BytesMut, text: &str) {
+    out.put_slice(text.as_bytes());
+}
+
+fn json<T: Serialize + ?Sized>(out: &mut BytesMut, value: &T) {
+    // Strings, numbers and lists of them can't fail, and neither can the buffer.
+    let _ = serde_json::to_writer(out.writer(), value);
+}

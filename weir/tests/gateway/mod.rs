@@ -1,0 +1,5 @@
+//! Every route and every error of the gateway.
+mod answers;
+mod errors;
+mod limits;
+mod server;
