@@ -1,0 +1,134 @@
+//! Running the real program.
+use crate::{Connection, Reply};
+use std::fs::File;
+use std::io;
+use std::net::{SocketAddr, TcpListener};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::OnceLock;
+use std::time::{Duration, Instant};
+use tempfile::TempDir;
+
+/// The folder that cargo builds into.
+pub fn target() -> PathBuf {
+    // target/PROFILE/deps/TEST
+    let test = std::env::current_exe().expect("a process knows its file");
+    test.ancestors().nth(3).expect("cargo puts tests three levels deep").to_owned()
+}
+
+/// The program, built in the tests' profile.
+pub fn program() -> &'static Path {
+    static PROGRAM: OnceLock<PathBuf> = OnceLock::new();
+    PROGRAM.get_or_init(|| {
+        let mut build = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+        build.args(["build", "--quiet", "--package", "weir", "--bin", "weir"]);
+        if !cfg!(debug_assertions) {
+            build.arg("--release");
+        }
+        let status = build.current_dir(env!("CARGO_MANIFEST_DIR")).status().expect("cargo runs");
+        assert!(status.success(), "the program must build");
+        let profile = if cfg!(debug_assertions) { "debug" } else { "release" };
+        target().join(profile).join(format!("weir{}", std::env::consts::EXE_SUFFIX))
+    })
+}
+
+/// The program with nothing of this machine's configuration, in `folder`.
+pub fn weir(folder: &Path) -> Command {
+    let mut command = Command::new(program());
+    for (name, _) in std::env::vars_os() {
+        if name.to_string_lossy().starts_with("WEIR_") {
+            command.env_remove(name);
+        }
+    }
+    command.env("XDG_CONFIG_HOME", folder).current_dir(folder).stdin(Stdio::null());
+    command
+}
+
+/// A running `weir serve`; killed when dropped.
+pub struct Serve {
+    /// Where its gateway listens.
+    pub address: SocketAddr,
+    child: Child,
+    folder: TempDir,
+}
+
+impl Serve {
+    /// Starts one with `arguments` on a free port, and waits until it is ready.
+    ///
+    /// # Panics
+    /// If it ends, or isn't ready within two minutes.
+    pub fn start(arguments: &[&str], environment: &[(&str, &str)]) -> Serve {
+        let mut serve = Serve::spawn(free_address(), arguments, environment);
+        let end = Instant::now() + Duration::from_secs(120);
+        while serve.get("/readyz").map_or(0, |reply| reply.status) != 200 {
+            let status = serve.child.try_wait().expect("a child can be waited for");
+            assert!(status.is_none(), "weir serve ended with {status:?}: {}", serve.stderr());
+            assert!(Instant::now() < end, "weir serve isn't ready: {}", serve.stderr());
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        serve
+    }
+
+    /// Starts one at `address`, ready or not.
+    pub fn spawn(address: SocketAddr, arguments: &[&str], environment: &[(&str, &str)]) -> Serve {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let file = |name| File::create(folder.path().join(name)).expect("a file in it");
+        let child = weir(folder.path())
+            .args(["serve", "--http", &address.to_string()])
+            .args(arguments)
+            .envs(environment.iter().copied())
+            .stdout(file("stdout"))
+            .stderr(file("stderr"))
+            .spawn()
+            .expect("the program starts");
+        Serve { address, child, folder }
+    }
+
+    /// What it has said so far.
+    pub fn stderr(&self) -> String {
+        std::fs::read_to_string(self.folder.path().join("stderr")).unwrap_or_default()
+    }
+
+    /// `GET path`.
+    pub fn get(&self, path: &str) -> io::Result<Reply> {
+        Connection::open(self.address, "GET", path, "")?.reply()
+    }
+
+    /// `POST path`.
+    pub fn post(&self, path: &str, body: &str) -> io::Result<Reply> {
+        Connection::open(self.address, "POST", path, body)?.reply()
+    }
+
+    /// Sends a signal: `INT`, `TERM`.
+    pub fn signal(&self, name: &str) {
+        let status = Command::new("kill").args([&format!("-{name}"), &self.child.id().to_string()]).status();
+        assert!(status.is_ok_and(|s| s.success()), "kill -{name}");
+    }
+
+    /// Waits for its end.
+    ///
+    /// # Panics
+    /// If it doesn't come within `limit`.
+    pub fn ended(&mut self, limit: Duration) -> ExitStatus {
+        let end = Instant::now() + limit;
+        loop {
+            if let Some(status) = self.child.try_wait().expect("a child can be waited for") {
+                return status;
+            }
+            assert!(Instant::now() < end, "it runs on after {limit:?}: {}", self.stderr());
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+}
+
+impl Drop for Serve {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn free_address() -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    listener.local_addr().expect("it has an address")
+}

@@ -1,0 +1,6 @@
+//! Tests of the whole, by real processes.
+#![allow(clippy::unwrap_used)] // a test that panics has failed
+#[path = "whole/sdk.rs"]
+mod sdk;
+#[path = "whole/serve.rs"]
+mod serve;
