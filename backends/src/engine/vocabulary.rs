@@ -1,8 +1,12 @@
 //! From token ids to text, for a real tokenizer and for the made-up one of the null device.
+use crate::text::{Pushed, TextStream, Tokenizer};
+use std::sync::Arc;
 
 /// What the engine knows of a model's tokens.
 #[derive(Clone, Debug)]
 pub enum Vocabulary {
+    /// A model's.
+    Text(Arc<Tokenizer>),
     /// Made up: the text of id 7 is `" t7"`.
     Numbers {
         /// Ids are below it.
@@ -12,19 +16,17 @@ pub enum Vocabulary {
     },
 }
 
-/// What a token added to the text.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Pushed {
-    /// More text, often none.
-    pub(crate) text: String,
-    /// A stop string has been met: nothing follows.
-    pub(crate) stopped: bool,
+impl From<Arc<Tokenizer>> for Vocabulary {
+    fn from(tokenizer: Arc<Tokenizer>) -> Self {
+        Vocabulary::Text(tokenizer)
+    }
 }
 
 impl Vocabulary {
     /// Ids are below it.
     pub fn size(&self) -> u32 {
         match self {
+            Vocabulary::Text(tokenizer) => u32::try_from(tokenizer.len()).unwrap_or(u32::MAX),
             Vocabulary::Numbers { size, .. } => *size,
         }
     }
@@ -32,6 +34,7 @@ impl Vocabulary {
     /// Whether a generation ends with this token.
     pub fn is_end(&self, id: u32) -> bool {
         match self {
+            Vocabulary::Text(tokenizer) => tokenizer.is_end(id),
             Vocabulary::Numbers { end, .. } => id == *end,
         }
     }
@@ -39,6 +42,7 @@ impl Vocabulary {
     /// A token's bytes.
     pub fn bytes(&self, id: u32) -> Vec<u8> {
         match self {
+            Vocabulary::Text(tokenizer) => tokenizer.bytes(id).into_owned(),
             Vocabulary::Numbers { .. } => format!(" t{id}").into_bytes(),
         }
     }
@@ -46,6 +50,7 @@ impl Vocabulary {
     /// The text of one generation.
     pub(crate) fn stream(&self, stop: &[String]) -> Text {
         match self {
+            Vocabulary::Text(tokenizer) => Text::Real(Box::new(TextStream::new(tokenizer.clone(), stop))),
             Vocabulary::Numbers { .. } => {
                 Text::Numbers { stop: stop.into(), held: String::new(), stopped: false }
             }
@@ -56,6 +61,8 @@ impl Vocabulary {
 /// Text of one generation, up to a stop string.
 #[derive(Debug)]
 pub(crate) enum Text {
+    /// Of a tokenizer.
+    Real(Box<TextStream>),
     /// Of [`Vocabulary::Numbers`].
     Numbers { stop: Box<[String]>, held: String, stopped: bool },
 }
@@ -64,6 +71,7 @@ impl Text {
     /// Adds a token: gives text that became certain.
     pub(crate) fn push(&mut self, id: u32) -> Pushed {
         let (stop, held, stopped) = match self {
+            Text::Real(stream) => return stream.push(id),
             Text::Numbers { stop, held, stopped } => (stop, held, stopped),
         };
         if *stopped {
@@ -85,6 +93,7 @@ impl Text {
     /// Ends the text: what was held back.
     pub(crate) fn finish(&mut self) -> String {
         match self {
+            Text::Real(stream) => stream.finish(),
             Text::Numbers { held, stopped, .. } => {
                 *stopped = true;
                 std::mem::take(held)
