@@ -1,9 +1,11 @@
 //! The command line. Data goes to stdout, everything else to stderr.
+mod bench;
 mod chat;
 mod models;
 mod output;
 mod pull;
 mod remove;
+mod serve;
 mod session;
 mod speaker;
 
@@ -37,6 +39,7 @@ const EXAMPLES: &str = "\
 Examples:
   weir chat \"Why is the sky blue?\"       answers; fetches the default model first if need be
   git diff | weir chat \"Review this\"     standard input is added to the prompt
+  weir serve                             an OpenAI-compatible gateway on http://127.0.0.1:8484
   weir pull qwen2.5-coder-0.5b           fetches a model
   weir models                            what can be fetched, and what is here";
 
@@ -44,12 +47,16 @@ Examples:
 enum Command {
     /// Ask a model: one answer, or a conversation
     Chat(chat::Chat),
+    /// Serve models over the OpenAI API
+    Serve(serve::Serve),
     /// Fetch models
     Pull(pull::Pull),
     /// List the models of the catalog, and what of them is on this machine
     Models(models::Models),
     /// Delete fetched models from this machine
     Remove(remove::Remove),
+    /// Measure tokens a second, and what share of this machine's memory bandwidth that is
+    Bench(bench::Bench),
 }
 
 /// Why a command ended without doing what it was asked.
@@ -71,9 +78,11 @@ fn run(arguments: Arguments) -> anyhow::Result<()> {
     start_logging(&config, arguments.verbose)?;
     match arguments.command {
         Command::Chat(command) => command.run(&config),
+        Command::Serve(command) => command.run(&config),
         Command::Pull(command) => command.run(&config),
         Command::Models(command) => command.run(&config),
         Command::Remove(command) => command.run(&config),
+        Command::Bench(command) => command.run(&config),
     }
 }
 
@@ -107,7 +116,8 @@ fn start_logging(config: &Config, verbose: u8) -> anyhow::Result<()> {
         1 => "info",
         _ => "debug",
     };
-    let filter = tracing_subscriber::EnvFilter::try_new(filter).with_context(|| format!("log = `{filter}`"))?;
+    let filter =
+        tracing_subscriber::EnvFilter::try_new(filter).with_context(|| format!("log = `{filter}`"))?;
     // a second call, as in tests, keeps the first subscriber
     let _ = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).try_init();
     Ok(())

@@ -76,7 +76,7 @@ impl Chat {
                 let key = self.key.clone().or_else(|| config.key.clone());
                 Speaker::there(url, key, self.model.clone().or_else(|| config.model.clone()))
             }
-            None => bail!("this build runs no models yet: give --url"),
+            None => runtime.block_on(Speaker::here(config, self.model.as_deref()))?,
         };
         let wishes = Wishes {
             max_tokens: self.max_tokens,

@@ -1,7 +1,13 @@
-//! Whoever answers in a chat: a gateway.
-use crate::config::Config;
-use anyhow::Context;
-use weir_client::{Answer, Endpoint, Message, Options, Piece, Weir};
+//! Whoever answers in a chat: a model on this machine, or a gateway.
+use super::pull::pull;
+use crate::config::{Config, Kv};
+use crate::driver::{DeviceOptions, Driver, DriverConfig, Generation, ModelSpec, ServedModel};
+use anyhow::{Context, anyhow};
+use std::hash::{BuildHasher, RandomState};
+use std::sync::Arc;
+use weir_backends::text::{ChatTemplate, Special};
+use weir_client::{Answer, End, Endpoint, Finish, Message, Options, Piece, Usage, Weir};
+use weir_scheduler::{Event, Generate, KeyId, KvType, Priority, RequestId, Sampling, TraceContext};
 
 /// How to answer, as far as flags say.
 #[derive(Clone, Debug, Default)]
@@ -12,10 +18,23 @@ pub(super) struct Wishes {
     pub(super) seed: Option<u64>,
 }
 
+/// For chats on this machine where no flag says otherwise: lively, without the tail that small models stumble over.
+const TEMPERATURE: f32 = 0.7;
+const TOP_P: f32 = 0.95;
+
 /// Answers.
 pub(super) enum Speaker {
+    /// A scheduler and a node in this process.
+    Here(Here),
     /// The OpenAI API.
     There { weir: Weir, model: Option<String>, url: String },
+}
+
+/// A model of this process.
+pub(super) struct Here {
+    driver: Driver,
+    model: Arc<ServedModel>,
+    template: Arc<ChatTemplate>,
 }
 
 impl Speaker {
@@ -26,9 +45,22 @@ impl Speaker {
         Speaker::There { weir, model, url: url.to_owned() }
     }
 
+    /// A model on this machine, fetched first if need be; the default one where none is named.
+    pub(super) async fn here(config: &Config, model: Option<&str>) -> anyhow::Result<Speaker> {
+        let (searched, name) = (config.clone(), model.map(str::to_owned));
+        // fetching blocks, and somebody may lose patience
+        let found = tokio::task::spawn_blocking(move || find(&searched, name.as_deref())).await??;
+        let driver = start(vec![found.clone()], device_options(config)).await?;
+        let model = driver.model(&found.name).context("the driver lost the model")?;
+        let template =
+            model.template.clone().unwrap_or_else(|| Arc::new(ChatTemplate::fallback(&model.tokenizer)));
+        Ok(Speaker::Here(Here { driver, model, template }))
+    }
+
     /// For a person: who answers.
     pub(super) fn describe(&self) -> String {
         match self {
+            Speaker::Here(here) => format!("{}, on this machine", here.model.name),
             Speaker::There { model, url, .. } => {
                 format!("{} at {url}", model.as_deref().unwrap_or("the first model"))
             }
@@ -36,8 +68,9 @@ impl Speaker {
     }
 
     /// The same place, but another model.
-    pub(super) async fn with_model(&self, _config: &Config, model: &str) -> anyhow::Result<Speaker> {
+    pub(super) async fn with_model(&self, config: &Config, model: &str) -> anyhow::Result<Speaker> {
         match self {
+            Speaker::Here(_) => Speaker::here(config, Some(model)).await,
             Speaker::There { weir, url, .. } => {
                 Ok(Speaker::There { weir: weir.clone(), model: Some(model.to_owned()), url: url.clone() })
             }
@@ -47,6 +80,7 @@ impl Speaker {
     /// The next turn. Dropping the reply cancels it.
     pub(super) async fn ask(&self, messages: &[Message], wishes: &Wishes) -> anyhow::Result<Reply> {
         match self {
+            Speaker::Here(here) => here.ask(messages, wishes).await,
             Speaker::There { weir, model, .. } => {
                 let options = Options {
                     model: model.clone(),
@@ -62,16 +96,124 @@ impl Speaker {
     }
 }
 
+impl Here {
+    async fn ask(&self, messages: &[Message], wishes: &Wishes) -> anyhow::Result<Reply> {
+        let prompt = self.template.render(&serde_json::to_value(messages)?, None, true)?;
+        let prompt = self.model.tokenizer.encode_prompt(&prompt, Special::Parse);
+        let room = (self.model.context as usize).saturating_sub(prompt.len());
+        if room == 0 {
+            let (length, context) = (prompt.len(), self.model.context);
+            return Err(anyhow!(
+                "the conversation has {length} tokens, {} takes {context}; shorten it, or /clear",
+                self.model.name
+            ));
+        }
+        let sampling = Sampling {
+            temperature: wishes.temperature.unwrap_or(TEMPERATURE),
+            top_p: wishes.top_p.unwrap_or(TOP_P),
+            seed: wishes.seed.unwrap_or_else(any_seed),
+            ..Sampling::default()
+        };
+        let ask = Generate {
+            request: RequestId(0),
+            attempt: 0,
+            model: self.model.id,
+            prompt,
+            output: Vec::new(),
+            sampling,
+            max_tokens: wishes.max_tokens.unwrap_or(u32::MAX).min(u32::try_from(room).unwrap_or(u32::MAX)),
+            stop: self.template.stops().iter().map(|s| (*s).to_owned()).collect(),
+            ignore_eos: false,
+            priority: Priority::Interactive,
+            deadline: None,
+            salt: 0,
+            key: KeyId(0),
+            tags: Vec::new(),
+            trace: TraceContext::default(),
+        };
+        let generation = self.driver.generate(ask).await.map_err(|f| anyhow!(f.message))?;
+        Ok(Reply::Here { generation, model: self.model.name.clone(), end: None })
+    }
+}
+
 /// An answer under way.
 pub(super) enum Reply {
+    Here {
+        generation: Generation,
+        model: String,
+        /// Known, but text that had been held back came with it and goes first.
+        end: Option<End>,
+    },
     There(Answer),
 }
 
 impl Reply {
     /// The next piece; after [`Piece::End`] or an error nothing more is to be expected.
     pub(super) async fn next(&mut self) -> anyhow::Result<Piece> {
-        match self {
-            Reply::There(answer) => Ok(answer.next().await.context("the answer has no end")??),
+        let (generation, model, end) = match self {
+            Reply::There(answer) => return Ok(answer.next().await.context("the answer has no end")??),
+            Reply::Here { generation, model, end } => (generation, model, end),
+        };
+        if let Some(end) = end.take() {
+            return Ok(Piece::End(end));
+        }
+        loop {
+            match generation.events.recv().await.context("the engine is gone")? {
+                Event::Token(token) if token.text.is_empty() => {}
+                Event::Token(token) => return Ok(Piece::Text(token.text)),
+                Event::Failed(failure) => return Err(anyhow!(failure.message)),
+                Event::Finished { reason, text, usage } => {
+                    let finish = match reason {
+                        weir_scheduler::Finish::Stop => Finish::Stop,
+                        weir_scheduler::Finish::Length => Finish::Length,
+                    };
+                    let usage = Usage {
+                        prompt_tokens: usage.prompt_tokens,
+                        cached_tokens: usage.cached_tokens,
+                        output_tokens: usage.output_tokens,
+                    };
+                    let last = End { finish, usage, model: model.clone() };
+                    if text.is_empty() {
+                        return Ok(Piece::End(last));
+                    }
+                    *end = Some(last);
+                    return Ok(Piece::Text(text));
+                }
+            }
         }
     }
+}
+
+/// The model of that name or path, fetched if it isn't here; the configuration's, or else the catalog's, default where
+/// none is named.
+pub(super) fn find(config: &Config, model: Option<&str>) -> anyhow::Result<ModelSpec> {
+    let model = model.or(config.model.as_deref());
+    if let Some(null) = model.and_then(ModelSpec::parse_null) {
+        return null.map_err(|why| anyhow!(why));
+    }
+    let store = super::store(config)?;
+    Ok(pull(&store, model.unwrap_or(store.catalog().default_name()))?.into())
+}
+
+/// A driver that holds these models.
+pub(super) async fn start(models: Vec<ModelSpec>, device: DeviceOptions) -> anyhow::Result<Driver> {
+    Ok(Driver::start(DriverConfig { models, device, no_node: false }).await?)
+}
+
+/// What the configuration says of the device.
+pub(super) fn device_options(config: &Config) -> DeviceOptions {
+    DeviceOptions {
+        threads: config.threads,
+        kv: match config.kv {
+            Kv::F16 => KvType::F16,
+            Kv::Q8_0 => KvType::Q8_0,
+        },
+        context: config.context,
+        ..DeviceOptions::default()
+    }
+}
+
+/// Different each time: the standard library's hash keys are the system's randomness.
+fn any_seed() -> u64 {
+    RandomState::new().hash_one(std::process::id())
 }
