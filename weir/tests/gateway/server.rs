@@ -22,7 +22,9 @@ impl Server {
     }
 
     pub async fn with(change: impl FnOnce(&mut GatewayConfig)) -> Server {
-        let config = DriverConfig { models: vec![ModelSpec::null()], ..DriverConfig::default() };
+        // slow enough that a long answer can be interrupted
+        let null = ModelSpec::parse_null("null:step_us=100").expect("its own name").expect("a pace");
+        let config = DriverConfig { models: vec![null], ..DriverConfig::default() };
         let driver = Driver::start(config).await.expect("the null model needs nothing");
         let mut config = GatewayConfig::new("127.0.0.1:0".parse().unwrap());
         change(&mut config);
