@@ -3,6 +3,7 @@
 //! A model file ([`gguf`]) and a family ([`models`]) give a [`plan::Plan`]: a list of fused steps with shapes. A
 //! device compiles it into a [`program::Program`], bespoke to that model. The [`engine`] feeds programs with batches.
 
+pub mod cpu;
 pub mod engine;
 pub mod gguf;
 pub mod models;

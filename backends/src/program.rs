@@ -58,6 +58,23 @@ pub trait Program: Send {
     fn poll(&mut self) -> Option<Result<StepOutput, DeviceError>>;
     /// Steps that may usefully be in flight: 1 where `poll` computes.
     fn depth(&self) -> usize;
+    /// Time spent so far in each kind of fused step; empty where the device doesn't measure it.
+    fn profile(&self) -> Vec<StepTime> {
+        Vec::new()
+    }
+}
+
+/// Time spent in one kind of fused step.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StepTime {
+    /// As in [`crate::plan::Step`], in snake case.
+    pub name: &'static str,
+    /// Times that it ran.
+    pub count: u64,
+    /// In all, nanoseconds.
+    pub nanos: u64,
+    /// Bytes of weights read, in all.
+    pub bytes: u64,
 }
 
 /// Rows of several sequences, computed together in one step.

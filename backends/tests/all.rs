@@ -1,6 +1,7 @@
 //! Integration tests of the backends: one binary, a module a subject.
 #![allow(clippy::unwrap_used)]
 mod conformance;
+mod cpu;
 mod engine;
 mod family;
 mod golden;

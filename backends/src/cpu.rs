@@ -1,0 +1,80 @@
+//! The CPU device: weights repacked at load, integer dot products, pinned threads, one barrier a fused step.
+// Lanes, rows and columns are numbered, and several arrays share the number.
+#![allow(clippy::needless_range_loop)]
+mod attend;
+mod gemm;
+mod kernels;
+mod load;
+mod os;
+mod pack;
+mod pool;
+mod rows;
+mod run;
+mod simd;
+
+use crate::gguf::ModelFile;
+use crate::plan::Plan;
+use crate::program::{Device, DeviceError, DeviceInfo, KvLayout, Program};
+pub use kernels::Isa;
+use std::ops::Range;
+
+/// Choices for a [`Cpu`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct CpuOptions {
+    /// Threads of a program, the engine's own included; one a processor where not told.
+    pub threads: Option<usize>,
+    /// The instruction set; the best that is present where not told.
+    pub isa: Option<Isa>,
+}
+
+/// The processor that this program runs on.
+#[derive(Clone, Debug)]
+pub struct Cpu {
+    threads: usize,
+    isa: Isa,
+}
+
+impl Cpu {
+    /// An instruction set that isn't present is replaced by the best that is.
+    pub fn new(options: CpuOptions) -> Cpu {
+        let available = || std::thread::available_parallelism().map_or(1, usize::from);
+        let best = Isa::ALL.into_iter().find(|i| i.present()).unwrap_or(Isa::Portable);
+        Cpu {
+            threads: options.threads.unwrap_or_else(available).clamp(1, 256),
+            isa: options.isa.filter(|i| i.present()).unwrap_or(best),
+        }
+    }
+}
+
+impl Device for Cpu {
+    fn describe(&self) -> DeviceInfo {
+        DeviceInfo {
+            name: "cpu".to_owned(),
+            description: format!("{}, {} threads, {}", os::processor(), self.threads, self.isa.name()),
+            numerics: self.isa.numerics().to_owned(),
+            memory_free: os::memory_free(),
+        }
+    }
+
+    fn compile(
+        &self,
+        model: &ModelFile,
+        plan: &Plan,
+        layers: Range<usize>,
+        kv: KvLayout,
+    ) -> Result<Box<dyn Program>, DeviceError> {
+        let lowered = load::lower(model, plan, layers, kv, self.threads)?;
+        let free = os::memory_free();
+        let needed = lowered.weights_bytes + lowered.cache_bytes;
+        if needed as u64 > free {
+            return Err(DeviceError::Memory {
+                weights_mib: (lowered.weights_bytes >> 20) as u64,
+                kv_mib: (lowered.cache_bytes >> 20) as u64,
+                free_mib: free >> 20,
+                device: "the CPU".to_owned(),
+            });
+        }
+        let weights = load::weights(model, &lowered, self.threads)?;
+        Ok(Box::new(run::CpuProgram::new(lowered, weights, kernels::of(self.isa), self.threads)?))
+    }
+}
