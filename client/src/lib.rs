@@ -23,14 +23,17 @@
 mod answer;
 mod error;
 mod gateway;
+mod local;
 mod message;
 mod sse;
 
 pub use answer::{Answer, Canceller, End, Finish, Piece, Usage};
 pub use error::ClientError;
+pub use local::LocalOptions;
 pub use message::{Message, Options, Role};
 
 use gateway::Gateway;
+use local::Local;
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
@@ -39,6 +42,13 @@ use std::time::Duration;
 #[derive(Clone)]
 #[non_exhaustive]
 pub enum Endpoint {
+    /// A model in this process, loaded when it is first asked.
+    Local {
+        /// A catalog name or a path to a .gguf.
+        model: String,
+        /// How it is held.
+        options: LocalOptions,
+    },
     /// Anything that speaks the OpenAI API.
     Gateway {
         /// `http://127.0.0.1:8484` or `https://host/v1`.
@@ -62,6 +72,7 @@ impl fmt::Debug for Endpoint {
     /// Without the key.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            Endpoint::Local { model, .. } => write!(f, "Local({model})"),
             Endpoint::Gateway { url, .. } => write!(f, "Gateway({url})"),
         }
     }
@@ -79,6 +90,7 @@ pub struct Weir {
 /// An endpoint and what is kept of it between requests.
 #[derive(Clone)]
 enum Reached {
+    Local(Arc<Local>),
     Gateway(Arc<Gateway>),
 }
 
@@ -92,6 +104,7 @@ impl Weir {
     pub fn add(&mut self, name: impl Into<String>, endpoint: Endpoint) -> &mut Weir {
         let name = name.into();
         let reached = match endpoint {
+            Endpoint::Local { model, options } => Reached::Local(Arc::new(Local::new(model, options))),
             Endpoint::Gateway { url, key, patience } => {
                 Reached::Gateway(Arc::new(Gateway::new(url, key, patience)))
             }
@@ -116,6 +129,7 @@ impl Weir {
     /// The names of the models that an endpoint offers; the first one added where `endpoint` is none.
     pub async fn models(&self, endpoint: Option<&str>) -> Result<Vec<String>, ClientError> {
         match self.endpoint(endpoint)? {
+            Reached::Local(local) => local.models(),
             Reached::Gateway(gateway) => gateway.models().await,
         }
     }
@@ -123,6 +137,9 @@ impl Weir {
     fn ask(&self, ask: Ask, options: Options) -> Result<Answer, ClientError> {
         options.check()?;
         match self.endpoint(options.endpoint.as_deref())?.clone() {
+            Reached::Local(local) => {
+                Ok(Answer::of(|out| async move { local.answer(ask, options, out).await }))
+            }
             Reached::Gateway(gateway) => {
                 Ok(Answer::of(|out| async move { gateway.answer(ask, options, out).await }))
             }

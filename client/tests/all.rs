@@ -4,7 +4,9 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
-use weir_client::{Answer, ClientError, End, Endpoint, Finish, Message, Options, Piece, Usage, Weir};
+use weir_client::{
+    Answer, ClientError, End, Endpoint, Finish, LocalOptions, Message, Options, Piece, Usage, Weir,
+};
 
 /// A request as it came: its first line, its headers in lower case, its body.
 struct Seen {
@@ -238,4 +240,64 @@ async fn requests_that_make_no_sense_are_refused_at_once() {
     check(Options { endpoint: Some("there".into()), ..options() }, "there are here");
     let error = Weir::new().complete("a", options()).map(|_| ()).unwrap_err();
     assert_eq!(error.to_string(), "no endpoint was added");
+}
+
+/// A small real model, from `WEIR_TEST_MODELS`.
+fn model() -> Option<String> {
+    let path = std::env::var("WEIR_TEST_MODELS").ok().map(|folder| format!("{folder}/smollm2.gguf"));
+    let path = path.filter(|p| std::path::Path::new(p).is_file());
+    if path.is_none() {
+        assert!(std::env::var_os("CI").is_none(), "CI needs WEIR_TEST_MODELS, a folder with smollm2.gguf");
+        eprintln!("SKIPPED: WEIR_TEST_MODELS is no folder with smollm2.gguf");
+    }
+    path
+}
+
+/// The same calls as to a gateway, answered by a model of this process.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_model_of_this_process_answers() {
+    let Some(model) = model() else { return };
+    let cache = tempfile::tempdir().unwrap();
+    let device = std::sync::Arc::new(weir_backends::reference::Reference::default());
+    let cache_path = cache.path().display().to_string();
+    let local = LocalOptions::new(device, |name| (name == "WEIR_CACHE").then(|| cache_path.clone())).unwrap();
+    let mut weir = Weir::new();
+    weir.add("here", Endpoint::Local { model, options: LocalOptions { context: 256, ..local } });
+    let greedy = Options { temperature: Some(0.0), max_tokens: Some(8), ..Options::default() };
+    let answer = weir.complete("The capital of France is", greedy.clone()).unwrap();
+    let (text, end) = answer.text().await.unwrap();
+    assert!(text.contains("Paris"), "{text}");
+    assert_eq!((end.finish, end.usage.output_tokens, end.model.as_str()), (Finish::Length, 8, "smollm2"));
+    let chat = weir.chat(vec![Message::user("Say hello.")], greedy.clone()).unwrap();
+    assert!(!chat.text().await.unwrap().0.is_empty());
+    assert_eq!(weir.models(None).await.unwrap(), ["smollm2"]);
+
+    // cancelled, and another still answers
+    let mut long = weir.complete("Once upon a time", Options { max_tokens: None, ..greedy.clone() }).unwrap();
+    assert!(matches!(long.next().await, Some(Ok(Piece::Text(_)))));
+    drop(long);
+    assert!(weir.complete("One, two,", greedy.clone()).unwrap().text().await.is_ok());
+
+    let long = "word ".repeat(300);
+    let error = weir.complete(long, greedy.clone()).unwrap().text().await.unwrap_err().to_string();
+    assert!(error.contains("context"), "{error}");
+    let error = weir.complete("x", Options { model: Some("other".into()), ..greedy }).unwrap().text().await;
+    assert!(error.unwrap_err().to_string().contains("not other"));
+}
+
+#[tokio::test]
+async fn a_model_that_is_not_here_is_a_clear_error() {
+    let cache = tempfile::tempdir().unwrap();
+    let device = std::sync::Arc::new(weir_backends::reference::Reference::default());
+    let cache_path = cache.path().display().to_string();
+    let options =
+        LocalOptions::new(device, |name| (name == "WEIR_CACHE").then(|| cache_path.clone())).unwrap();
+    for (model, says) in
+        [("smollm2-135m", "weir pull"), ("smolm2", "did you mean"), ("/none.gguf", "no file")]
+    {
+        let mut weir = Weir::new();
+        weir.add("here", Endpoint::Local { model: model.into(), options: options.clone() });
+        let error = read(weir.complete("x", Options::default()).unwrap()).await.1.unwrap_err().to_string();
+        assert!(error.contains(says), "{error}");
+    }
 }
