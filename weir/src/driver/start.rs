@@ -7,9 +7,9 @@ use std::sync::atomic::AtomicU64;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
+use weir_backends::cpu::{Cpu, CpuOptions};
 use weir_backends::null::Null;
 use weir_backends::program::Device;
-use weir_backends::reference::Reference;
 use weir_node::{LoadError, LoadOptions, Loaded, Resident, Worker};
 use weir_scheduler::{Fastest, KvType, Limits, ModelId, Scheduler};
 use weir_transport::Link;
@@ -125,8 +125,7 @@ pub enum DriverError {
 
 impl DeviceOptions {
     fn device(&self) -> Box<dyn Device> {
-        let reference = Reference::default();
-        Box::new(Reference { threads: self.threads.unwrap_or(reference.threads), ..reference })
+        Box::new(Cpu::new(CpuOptions { threads: self.threads, ..CpuOptions::default() }))
     }
 
     fn load(&self) -> LoadOptions {
