@@ -10,7 +10,7 @@ use weir_backends::gguf::ModelFile;
 use weir_backends::models;
 use weir_backends::plan::Plan;
 use weir_backends::program::{
-    Batch, Device, Input, KvLayout, Program, SampleSpec, Segment, SegmentOutput, StepOutput, Want,
+    Batch, Device, Input, KvLayout, Program, SampleSpec, Segment, SegmentOutput, StepOutput, StepTime, Want,
 };
 use weir_scheduler::{
     BLOCK_TOKENS, Event, Generate, KeyId, KvType, ModelId, Priority, RequestId, Sampling, TraceContext,
@@ -47,6 +47,11 @@ impl Ours {
     pub fn new(device: &dyn Device, model: &Model) -> Result<Ours> {
         let program = device.compile(&model.file, &model.plan, 0..model.plan.layers.len(), layout())?;
         Ok(Ours { program, vocab: model.plan.vocab })
+    }
+
+    /// Time spent so far in each kind of fused step, where the device measures it.
+    pub fn profile(&self) -> Vec<StepTime> {
+        self.program.profile()
     }
 
     /// A prompt of `length` tokens into `slot`, and the token that follows it.

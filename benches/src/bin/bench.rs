@@ -6,7 +6,8 @@ use anyhow::{Context as _, Result, bail};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc;
 use std::time::Duration;
-use weir_backends::program::Device;
+use weir_backends::cpu::{Cpu, CpuOptions};
+use weir_backends::program::{Device, StepTime};
 use weir_benches::machine::{self, Ceilings, Machine};
 use weir_benches::ours::{Model, Ours, ThroughEngine};
 use weir_benches::report::{self, Row};
@@ -15,7 +16,7 @@ use weir_benches::workload::{Side, Workload};
 
 const HELP: &str = "\
 bench cpu [--model NAME|PATH]... [--repetitions N] [--threads N] [--device cpu|reference]
-          [--only decode|prefill|streams]... [--no-peer] [--json]
+          [--only decode|prefill|streams]... [--no-peer] [--profile] [--json]
 models default to smollm2, gemma3 and qwen2; a name is looked for as NAME.gguf in the folder WEIR_TEST_MODELS";
 
 /// What the command line asks for.
@@ -26,6 +27,7 @@ struct Options {
     device: String,
     workloads: Vec<Workload>,
     peer: bool,
+    profile: bool,
     json: bool,
 }
 
@@ -48,6 +50,7 @@ fn parse(arguments: &[String]) -> Result<Option<Options>> {
         device: "cpu".into(),
         workloads: Vec::new(),
         peer: cfg!(feature = "peers"),
+        profile: false,
         json: false,
     };
     let mut words = arguments.iter().map(String::as_str);
@@ -68,6 +71,7 @@ fn parse(arguments: &[String]) -> Result<Option<Options>> {
                 other => bail!("no workload {other}\n{HELP}"),
             }),
             "--no-peer" => options.peer = false,
+            "--profile" => options.profile = true,
             "--json" => options.json = true,
             "--help" | "-h" => return Ok(None),
             other => bail!("unknown: {other}\n{HELP}"),
@@ -93,7 +97,8 @@ fn find(model: &str) -> PathBuf {
 fn device(name: &str, threads: usize) -> Result<Box<dyn Device>> {
     match name {
         "reference" => Ok(Box::new(weir_backends::reference::Reference { threads, ..Default::default() })),
-        other => bail!("no device {other}: reference"),
+        "cpu" => Ok(Box::new(Cpu::new(CpuOptions { threads: Some(threads), ..Default::default() }))),
+        other => bail!("no device {other}; there are cpu and reference"),
     }
 }
 
@@ -127,12 +132,14 @@ impl Bench {
     /// Our side on a thread of its own, so that whatever our device pins leaves the peer's threads alone.
     fn sides(&mut self, path: &Path, sides: (Ours, ThroughEngine), first: usize) -> Result<()> {
         let (mut ours, mut engine) = sides;
+        let profile = self.options.profile;
         let (ask, asked) = mpsc::channel();
         let (answer, answered) = mpsc::channel();
         std::thread::scope(|scope| {
             scope.spawn(move || {
                 for (seam, workload) in asked {
                     let figure = match seam {
+                        Seam::Program if profile => profiled(&mut ours, workload),
                         Seam::Program => ours.run(workload),
                         Seam::Engine => engine.run(workload),
                     };
@@ -230,6 +237,28 @@ impl Bench {
              steps * barrier a step, and the int8 peak where that is less."
         );
     }
+}
+
+/// Runs a workload and shows the time of each kind of fused step in it.
+fn profiled(ours: &mut Ours, workload: Workload) -> Result<f64> {
+    let before = ours.profile();
+    let figure = ours.run(workload);
+    eprintln!("  {}: step, count, us each, GB/s", workload.name());
+    for step in ours.profile() {
+        let earlier = before.iter().find(|earlier| earlier.name == step.name);
+        let since = |of: fn(&StepTime) -> u64| of(&step) - earlier.map_or(0, of);
+        let (count, nanos, bytes) =
+            (since(|s| s.count), since(|s| s.nanos) as f64, since(|s| s.bytes) as f64);
+        if count > 0 {
+            eprintln!(
+                "    {:<22} {count:>7} {:>9.1} {:>6.1}",
+                step.name,
+                nanos / count as f64 / 1e3,
+                bytes / nanos
+            );
+        }
+    }
+    figure
 }
 
 /// Where our side is entered.
