@@ -230,6 +230,12 @@ impl Bench {
             ceilings.sync_s * 1e6,
             ceilings.int8_ops_per_s / 1e12
         );
+        if load.0.is_some_and(|load| load > 0.5) {
+            println!(
+                "NOT QUIET: something else was running before, and a busy core costs llama.cpp's spinning threads more \
+                 than ours; don't quote these figures"
+            );
+        }
         println!("{}", report::table(&self.rows, &ceilings));
         println!(
             "Ours chooses each token by its logits; llama.cpp is given it, as llama-bench does. share: of read \
