@@ -171,7 +171,7 @@ fn churn(handle: &EngineHandle, vocab: u64, requests: u64, draw: &mut Draw) {
             next += 1;
         }
         open.retain(|&request, events| {
-            match draw.below(200) {
+            match draw.below(4000) {
                 0 => handle.cancel(RequestId(request), 0),
                 1 => return false,
                 _ => {}
