@@ -102,8 +102,19 @@ impl Config {
             }
         }
         let known = [
-            "model", "http", "api_key", "allowed_hosts", "allowed_origins", "url", "key", "threads", "context",
-            "kv", "cache", "catalog", "log",
+            "model",
+            "http",
+            "api_key",
+            "allowed_hosts",
+            "allowed_origins",
+            "url",
+            "key",
+            "threads",
+            "context",
+            "kv",
+            "cache",
+            "catalog",
+            "log",
         ];
         // an empty variable is an absent one
         let set = move |name: &figment::value::UncasedStr| {
