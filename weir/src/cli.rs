@@ -1,6 +1,7 @@
 //! The command line. Data goes to stdout, everything else to stderr.
 mod bench;
 mod chat;
+mod devices;
 mod models;
 mod output;
 mod pull;
@@ -57,6 +58,8 @@ enum Command {
     Remove(remove::Remove),
     /// Measure tokens a second, and what share of this machine's memory bandwidth that is
     Bench(bench::Bench),
+    /// List what can run models on this machine
+    Devices(devices::Devices),
 }
 
 /// Why a command ended without doing what it was asked.
@@ -83,6 +86,7 @@ fn run(arguments: Arguments) -> anyhow::Result<()> {
         Command::Models(command) => command.run(&config),
         Command::Remove(command) => command.run(&config),
         Command::Bench(command) => command.run(&config),
+        Command::Devices(command) => command.run(&config),
     }
 }
 

@@ -3,6 +3,7 @@ use crate::driver::{Driver, ServedModel};
 use anyhow::{Context, anyhow, bail};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+use weir_backends::text::Special;
 use weir_client::{Endpoint, Options, Piece, Weir};
 use weir_scheduler::{Event, Generate, KeyId, Priority, RequestId, Sampling, TraceContext};
 
@@ -73,8 +74,10 @@ impl Subject {
                 && bytes.len() > 1
                 && bytes.iter().all(|b| b.is_ascii_lowercase() || *b == b' ')
         };
-        // a vocabulary without a single lower-case word still gets its prompt
-        let mut next = || (0..1000).map(|_| any()).find(plain).unwrap_or(0);
+        let mut words = || (0..1000).map(|_| any()).find(plain);
+        let mut next = || {
+            words().unwrap_or_else(|| tokenizer.encode("a", Special::AsText).first().copied().unwrap_or(0))
+        };
         let ids: Vec<u32> = (0..tokens).map(|_| next()).collect();
         let text = tokenizer.decode(&ids);
         Prompt { ids, text }
