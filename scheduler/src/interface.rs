@@ -37,7 +37,7 @@ pub enum Input {
         /// Why, for a person.
         reason: String,
     },
-    /// The time of [`Scheduler::wake_at`] has come.
+    /// The time of [`crate::Scheduler::wake_at`] has come.
     Tick,
 }
 
