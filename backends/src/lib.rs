@@ -6,6 +6,8 @@
 pub mod cpu;
 pub mod engine;
 pub mod gguf;
+#[cfg(not(target_family = "wasm"))]
+pub mod load;
 pub mod models;
 pub mod null;
 pub mod philox;

@@ -6,6 +6,7 @@
 mod bpe;
 mod categories;
 mod clock;
+mod guard;
 mod index;
 mod json;
 mod merge;

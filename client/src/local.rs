@@ -2,25 +2,19 @@
 use crate::answer::{End, Finish, Out, Piece, Usage};
 use crate::{Ask, ClientError, Options};
 use std::hash::{BuildHasher, RandomState};
-use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use tokio::sync::{OnceCell, mpsc};
-use weir_backends::engine::{Engine, EngineConfig, EngineHandle};
-use weir_backends::gguf::ModelFile;
-use weir_backends::models;
-use weir_backends::program::{Device, KvLayout};
+use weir_backends::cpu::{Cpu, CpuOptions};
+use weir_backends::load::{self, LoadOptions};
+use weir_backends::program::Device;
 use weir_backends::store::{Store, StoreConfig, StoreError};
-use weir_backends::text::{ChatTemplate, Special, Tokenizer};
-use weir_scheduler::{
-    BLOCK_TOKENS, Event, Generate, KeyId, KvType, ModelId, Priority, RequestId, Sampling, TraceContext,
-};
+use weir_backends::text::Special;
+use weir_scheduler::{Event, Generate, KeyId, KvType, ModelId, Priority, RequestId, Sampling, TraceContext};
 
 /// Where options say nothing: lively, without the tail that small models stumble over.
 const TEMPERATURE: f32 = 0.7;
 const TOP_P: f32 = 0.95;
-/// Rows of a prompt in one step.
-const PREFILL_CHUNK: u32 = 256;
 /// Events that may lie ready before the engine lets a sequence rest.
 const AHEAD: usize = 64;
 
@@ -40,15 +34,12 @@ pub struct LocalOptions {
 }
 
 impl LocalOptions {
-    /// On this device: 4 requests at once, 4096 tokens each; names looked up where this environment (`std::env::var`,
-    /// as a rule) says.
-    pub fn new(
-        device: Arc<dyn Device>,
-        var: impl Fn(&str) -> Option<String>,
-    ) -> Result<LocalOptions, StoreError> {
+    /// On the CPU: 4 requests at once, 4096 tokens each; names looked up where this environment
+    /// (`|name| std::env::var(name).ok()`, as a rule) says.
+    pub fn new(var: impl Fn(&str) -> Option<String>) -> Result<LocalOptions, StoreError> {
         Ok(LocalOptions {
             store: StoreConfig::from_env(var)?,
-            device,
+            device: Arc::new(Cpu::new(CpuOptions::default())),
             context: 4096,
             slots: 4,
             kv: KvType::F16,
@@ -67,9 +58,7 @@ pub(crate) struct Local {
 struct Loaded {
     name: String,
     id: ModelId,
-    engine: EngineHandle,
-    tokenizer: Arc<Tokenizer>,
-    template: ChatTemplate,
+    model: weir_backends::load::Loaded,
 }
 
 impl Local {
@@ -93,7 +82,7 @@ impl Local {
         let request = RequestId(self.requests.fetch_add(1, Ordering::Relaxed));
         let generate = loaded.request(request, ask, options)?;
         let (sender, mut events) = mpsc::channel(AHEAD);
-        loaded.engine.generate(generate, sender).map_err(|f| ClientError::Failed(f.message))?;
+        loaded.model.engine.generate(generate, sender).map_err(|f| ClientError::Failed(f.message))?;
         let gone = || ClientError::Failed("the engine is gone".into());
         loop {
             let (text, end) = match events.recv().await.ok_or_else(gone)? {
@@ -120,29 +109,15 @@ impl Local {
 fn load(model: &str, options: &LocalOptions) -> Result<Loaded, ClientError> {
     let store = Store::new(options.store.clone()).map_err(failed)?;
     let found = store.resolve(model).map_err(failed)?;
-    let (id, path): (_, &Path) = (ModelId(found.sha256), &found.path);
-    let file = ModelFile::open(path).map_err(failed)?;
-    let plan = models::plan(&file).map_err(failed)?;
-    let own = u32::try_from(plan.context).unwrap_or(u32::MAX);
-    let (context, slots) = (options.context.min(own).max(1), options.slots.max(1));
-    let block = BLOCK_TOKENS as u32;
-    let blocks = context.div_ceil(block).saturating_add(1).saturating_mul(slots);
-    let layout = KvLayout { blocks, kv: options.kv, slots, rows: PREFILL_CHUNK + slots };
-    let (program, text) = std::thread::scope(|scope| {
-        let text = scope.spawn(|| {
-            let tokenizer = Tokenizer::from_gguf(&file)?;
-            let template = ChatTemplate::from_gguf(&file, &tokenizer)?;
-            Ok::<_, weir_backends::text::TextError>((tokenizer, template))
-        });
-        (options.device.compile(&file, &plan, 0..plan.layers.len(), layout), text.join())
-    });
-    let text = text.map_err(|_| ClientError::Failed("the tokenizer could not be made".into()))?;
-    let (tokenizer, template) = text.map_err(failed)?;
-    let template = template.unwrap_or_else(|| ChatTemplate::fallback(&tokenizer));
-    let tokenizer = Arc::new(tokenizer);
-    let config = EngineConfig { model: id, layout, context, prefill_chunk: PREFILL_CHUNK };
-    let engine = Engine::spawn(program.map_err(failed)?, tokenizer.clone(), config);
-    Ok(Loaded { name: found.name, id, engine, tokenizer, template })
+    let id = ModelId(found.sha256);
+    let wanted = LoadOptions {
+        context: Some(options.context),
+        slots: options.slots,
+        kv: options.kv,
+        ..LoadOptions::default()
+    };
+    let model = load::load(&found.path, Some(id), &*options.device, wanted).map_err(failed)?;
+    Ok(Loaded { name: found.name, id, model })
 }
 
 fn failed(error: impl std::fmt::Display) -> ClientError {
@@ -152,16 +127,16 @@ fn failed(error: impl std::fmt::Display) -> ClientError {
 impl Loaded {
     fn request(&self, request: RequestId, ask: Ask, options: Options) -> Result<Generate, ClientError> {
         let mut stop = options.stop;
+        let load::Loaded { tokenizer, template, engine, .. } = &self.model;
         let prompt = match ask {
-            Ask::Complete(prompt) => prompt,
+            Ask::Complete(prompt) => tokenizer.encode_prompt(&prompt, Special::Parse),
             Ask::Chat(messages) => {
-                stop.extend(self.template.stops().iter().map(|s| (*s).to_owned()));
+                stop.extend(template.stops().iter().map(|s| (*s).to_owned()));
                 let messages = serde_json::to_value(messages).map_err(failed)?;
-                self.template.render(&messages, None, true).map_err(failed)?
+                template.prompt(tokenizer, &messages, None).map_err(failed)?
             }
         };
-        let prompt = self.tokenizer.encode_prompt(&prompt, Special::Parse);
-        let room = (self.engine.config().context as usize).saturating_sub(prompt.len());
+        let room = (engine.config().context as usize).saturating_sub(prompt.len());
         let room = u32::try_from(room).unwrap_or(u32::MAX);
         let any_seed = || RandomState::new().hash_one(request);
         let sampling = Sampling {

@@ -258,9 +258,8 @@ fn model() -> Option<String> {
 async fn a_model_of_this_process_answers() {
     let Some(model) = model() else { return };
     let cache = tempfile::tempdir().unwrap();
-    let device = std::sync::Arc::new(weir_backends::reference::Reference::default());
     let cache_path = cache.path().display().to_string();
-    let local = LocalOptions::new(device, |name| (name == "WEIR_CACHE").then(|| cache_path.clone())).unwrap();
+    let local = LocalOptions::new(|name| (name == "WEIR_CACHE").then(|| cache_path.clone())).unwrap();
     let mut weir = Weir::new();
     weir.add("here", Endpoint::Local { model, options: LocalOptions { context: 256, ..local } });
     let greedy = Options { temperature: Some(0.0), max_tokens: Some(8), ..Options::default() };
@@ -288,10 +287,9 @@ async fn a_model_of_this_process_answers() {
 #[tokio::test]
 async fn a_model_that_is_not_here_is_a_clear_error() {
     let cache = tempfile::tempdir().unwrap();
-    let device = std::sync::Arc::new(weir_backends::reference::Reference::default());
     let cache_path = cache.path().display().to_string();
     let options =
-        LocalOptions::new(device, |name| (name == "WEIR_CACHE").then(|| cache_path.clone())).unwrap();
+        LocalOptions::new(|name| (name == "WEIR_CACHE").then(|| cache_path.clone())).unwrap();
     for (model, says) in
         [("smollm2-135m", "weir pull"), ("smolm2", "did you mean"), ("/none.gguf", "no file")]
     {

@@ -6,6 +6,7 @@ mod meter;
 mod null;
 mod worker;
 
-pub use load::{LoadError, LoadOptions, Loaded, load};
+pub use load::{Loaded, load};
 pub use null::null;
+pub use weir_backends::load::{LoadError, LoadOptions};
 pub use worker::{Resident, Worker, WorkerError};

@@ -1,13 +1,14 @@
 //! The null model: made-up words at a modelled pace, for load tests and for trying things out without a model.
-use crate::load::{LoadError, LoadOptions, Loaded, held};
+use crate::load::{Loaded, held};
 use crate::meter;
 use std::sync::Arc;
 use weir_backends::engine::{Engine, EngineConfig};
 use weir_backends::gguf::write::Writer;
 use weir_backends::gguf::{ModelFile, Strings};
+use weir_backends::load::{LoadError, LoadOptions};
 use weir_backends::null::{NULL_MODEL, Null};
 use weir_backends::program::{Device, KvLayout};
-use weir_backends::text::Tokenizer;
+use weir_backends::text::{ChatTemplate, Tokenizer};
 use weir_scheduler::BLOCK_TOKENS;
 
 /// Its context unless told otherwise.
@@ -29,8 +30,9 @@ pub fn null(null: &Null, options: LoadOptions) -> Result<Loaded, LoadError> {
         EngineConfig { model: NULL_MODEL, layout, context, prefill_chunk: options.prefill_chunk.max(1) };
     let engine = Engine::spawn(null.program(layout), tokenizer.clone(), config);
     let info = null.describe();
+    let template = Arc::new(ChatTemplate::fallback(&tokenizer));
     let held = held(&engine, &info.numerics, meter::guess(0));
-    Ok(Loaded { engine, tokenizer, template: None, held, device: info.description, weight_bytes: 0 })
+    Ok(Loaded { engine, tokenizer, template, held, device: info.description, weight_bytes: 0 })
 }
 
 /// Token 0 ends, 1 to 256 are the bytes, the rest words.

@@ -30,8 +30,8 @@ pub struct ServedModel {
     pub context: u32,
     /// Of its file.
     pub tokenizer: Arc<Tokenizer>,
-    /// Of its file, if it has one.
-    pub template: Option<Arc<ChatTemplate>>,
+    /// Of its file; the plain one where it has none.
+    pub template: Arc<ChatTemplate>,
     /// When it was loaded, in seconds since 1970.
     pub created: u64,
 }

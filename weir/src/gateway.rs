@@ -8,7 +8,6 @@ mod body;
 mod connection;
 mod error;
 mod fields;
-mod guard;
 mod models;
 mod prompt;
 mod request;
@@ -17,15 +16,13 @@ mod running;
 mod stream;
 mod write;
 
-use crate::driver::{Driver, ServedModel};
-use prompt::Wording;
+use crate::driver::Driver;
 use std::future::Future;
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, watch};
-use weir_scheduler::ModelId;
 
 /// Where the gateway listens, and for whom.
 #[derive(Clone, Debug)]
@@ -151,8 +148,6 @@ pub(crate) struct Shared {
     phase: watch::Receiver<Phase>,
     /// Distinguishes names of requests between processes.
     salt: u64,
-    /// By model, made when first needed.
-    wordings: Mutex<Vec<(ModelId, Arc<Wording>)>>,
 }
 
 /// How far the gateway's life has come.
@@ -166,16 +161,6 @@ enum Phase {
 }
 
 impl Shared {
-    fn wording(&self, model: &ServedModel) -> Arc<Wording> {
-        let mut wordings = self.wordings.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((_, wording)) = wordings.iter().find(|(id, _)| *id == model.id) {
-            return wording.clone();
-        }
-        let wording = Arc::new(Wording::new(model));
-        wordings.push((model.id, wording.clone()));
-        wording
-    }
-
     /// Resolves when the gateway's life has come to `wanted`.
     fn reached(&self, wanted: Phase) -> impl Future<Output = ()> + Send + use<> {
         let mut phase = self.phase.clone();
@@ -221,7 +206,6 @@ impl Gateway {
             limits: config.limits,
             phase,
             salt: request::draw(),
-            wordings: Mutex::default(),
         };
         Ok(Gateway { listener, address, shared: Arc::new(shared) })
     }

@@ -92,6 +92,11 @@ impl SpecialSet {
         parts
     }
 
+    /// Bytes of the longest token with which `text` starts.
+    pub(super) fn length_at(&self, vocabulary: &Vocabulary, text: &str) -> Option<usize> {
+        self.longest(vocabulary, text.as_bytes()).map(|entry| self.entries[entry as usize].length as usize)
+    }
+
     /// The longest token at each place that has one.
     fn candidates(&self, vocabulary: &Vocabulary, text: &[u8]) -> Vec<Candidate> {
         let places = text.iter().enumerate().filter(|(_, byte)| !self.first[usize::from(**byte)].is_empty());

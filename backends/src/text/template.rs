@@ -3,6 +3,7 @@
 //! Files carry them as Jinja2 source, written for Hugging Face's `apply_chat_template`, whose settings and extras we
 //! have too: `trim_blocks`, `lstrip_blocks`, loop controls, Python's methods, `raise_exception`, `strftime_now`,
 //! `tojson` in Python's formatting, and `{% generation %}`.
+use super::guard::Guard;
 use super::tokenizer::Tokenizer;
 use super::{TextError, clock, json};
 use crate::gguf::ModelFile;
@@ -109,21 +110,46 @@ impl ChatTemplate {
         self.stops
     }
 
-    /// The prompt of `messages`, a list of OpenAI's chat messages, with `tools`, a list of OpenAI's tools. Text parts
-    /// of a message are joined by newlines, and a tool call's arguments are given to the template as an object, as
-    /// templates expect. With `add_generation_prompt` the prompt ends where the model's turn begins.
+    /// The tokens of the prompt of `messages`, a list of OpenAI's chat messages, with `tools`, a list of OpenAI's tools,
+    /// up to where the model's turn begins. Text parts of a message are joined by newlines, and a tool call's arguments
+    /// are given to the template as an object, as templates expect.
     ///
-    /// Encode it with [`super::Special::Parse`] and `Tokenizer::encode_prompt`, which sees a BOS token that the
-    /// template wrote.
+    /// Control tokens come from the template alone. Where their names stand in messages or tools they are tokenized as
+    /// ordinary text, so that nobody can end a turn and begin another by what they write. `tokenizer` is the one that
+    /// the template was made with.
+    pub fn prompt(
+        &self,
+        tokenizer: &Tokenizer,
+        messages: &Json,
+        tools: Option<&Json>,
+    ) -> Result<Vec<u32>, TextError> {
+        let guard = Guard(|text: &str| tokenizer.control_at(text));
+        let mut messages = prepared(messages)?;
+        messages.iter_mut().for_each(|message| guard.mark(message));
+        let mut tools = tools.cloned();
+        tools.iter_mut().for_each(|tools| guard.mark(tools));
+        let rendered = self.run(messages, tools.as_ref(), true)?;
+        let (text, plain) = guard.unmark(&rendered);
+        Ok(tokenizer.encode_prompt_around(&text, &plain))
+    }
+
+    /// The text of that prompt, without the care that [`ChatTemplate::prompt`] takes of what people wrote. Without
+    /// `add_generation_prompt` it ends with the last message.
     pub fn render(
         &self,
         messages: &Json,
         tools: Option<&Json>,
         add_generation_prompt: bool,
     ) -> Result<String, TextError> {
-        let messages =
-            messages.as_array().ok_or_else(|| TextError::Render("messages are not a list".into()))?;
-        let messages = messages.iter().map(for_template).collect::<Result<Vec<Json>, TextError>>()?;
+        self.run(prepared(messages)?, tools, add_generation_prompt)
+    }
+
+    fn run(
+        &self,
+        messages: Vec<Json>,
+        tools: Option<&Json>,
+        add_generation_prompt: bool,
+    ) -> Result<String, TextError> {
         let tools = tools.filter(|tools| tools.as_array().is_none_or(|tools| !tools.is_empty()));
         let fuel = FUEL + messages.iter().chain(tools).map(fuel).sum::<usize>() as u64;
         let job = Job { template: self, messages, tools, add_generation_prompt, fuel: fuel.min(FUEL_MAX) };
@@ -275,6 +301,12 @@ fn without_generation_tags(source: &str) -> String {
     }
     out.push_str(rest);
     out
+}
+
+/// Messages as templates expect them.
+fn prepared(messages: &Json) -> Result<Vec<Json>, TextError> {
+    let messages = messages.as_array().ok_or_else(|| TextError::Render("messages are not a list".into()))?;
+    messages.iter().map(for_template).collect()
 }
 
 /// A message as templates expect it.

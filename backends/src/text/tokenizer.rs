@@ -8,6 +8,7 @@ use super::split::Rules;
 use super::vocabulary::{Kind, Vocabulary, optional, required};
 use crate::gguf::{ModelFile, Strings};
 use std::borrow::Cow;
+use std::ops::Range;
 
 /// Whether control tokens (`<|im_start|>`) are recognised in text. User-defined ones always are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,6 +30,7 @@ pub struct Tokenizer {
     model: Model,
     /// Control, unknown and user-defined tokens.
     all: SpecialSet,
+    control: SpecialSet,
     user_defined: SpecialSet,
     adds_bos: bool,
     adds_eos: bool,
@@ -65,6 +67,7 @@ impl Tokenizer {
         };
         Ok(Tokenizer {
             all: added(|kind| kind.is_control() || kind == Kind::UserDefined),
+            control: added(Kind::is_control),
             user_defined: added(|kind| kind == Kind::UserDefined),
             adds_bos: optional(file, "add_bos_token").unwrap_or(adds_bos) && vocabulary.bos().is_some(),
             adds_eos: optional(file, "add_eos_token").unwrap_or(false) && vocabulary.eos().is_some(),
@@ -77,14 +80,37 @@ impl Tokenizer {
     pub fn encode(&self, text: &str, special: Special) -> Vec<u32> {
         let text =
             &text[..(0..=text.len().min(LENGTH_MAX)).rfind(|at| text.is_char_boundary(*at)).unwrap_or(0)];
-        let set = match special {
-            Special::Parse => &self.all,
-            Special::AsText => &self.user_defined,
+        match special {
+            Special::Parse => self.encode_around(text, &[]),
+            Special::AsText => self.encode_around(text, std::slice::from_ref(&(0..text.len()))),
+        }
+    }
+
+    /// The tokens of `text`, control tokens recognised except in the ranges `plain`, which ascend, are disjoint and
+    /// otherwise don't show.
+    fn encode_around(&self, text: &str, plain: &[Range<usize>]) -> Vec<u32> {
+        let mut parts: Vec<Part> = Vec::new();
+        let mut add = |set: &SpecialSet, range: Range<usize>| {
+            let from = range.start;
+            for part in set.partition(&self.vocabulary, &text[range]) {
+                match (part, parts.last_mut()) {
+                    (Part::Text(range), Some(Part::Text(last))) => last.end = from + range.end,
+                    (Part::Text(range), _) => parts.push(Part::Text(from + range.start..from + range.end)),
+                    (token @ Part::Token(_), _) => parts.push(token),
+                }
+            }
         };
+        let mut at = 0;
+        for range in plain {
+            add(&self.all, at..range.start);
+            add(&self.user_defined, range.clone());
+            at = range.end;
+        }
+        add(&self.all, at..text.len());
         let mut out = Vec::with_capacity(text.len() / 3 + 1);
         let mut merger = Merger::default();
         let mut after_special = true;
-        for part in set.partition(&self.vocabulary, text) {
+        for part in parts {
             match part {
                 Part::Token(id) => out.push(id),
                 Part::Text(ref range) => {
@@ -109,12 +135,25 @@ impl Tokenizer {
 
     /// The tokens of a whole prompt: with BOS and EOS where the model wants them, but not twice.
     pub fn encode_prompt(&self, text: &str, special: Special) -> Vec<u32> {
-        let mut ids = self.encode(text, special);
+        self.completed(self.encode(text, special))
+    }
+
+    /// As [`Tokenizer::encode_prompt`] with [`Special::Parse`], but what lies in the ranges `plain` stays text.
+    pub(super) fn encode_prompt_around(&self, text: &str, plain: &[Range<usize>]) -> Vec<u32> {
+        self.completed(self.encode_around(text, plain))
+    }
+
+    fn completed(&self, mut ids: Vec<u32>) -> Vec<u32> {
         if let Some(bos) = self.bos().filter(|bos| self.adds_bos && ids.first() != Some(bos)) {
             ids.insert(0, bos);
         }
         ids.extend(self.eos().filter(|eos| self.adds_eos && ids.last() != Some(eos)));
         ids
+    }
+
+    /// Bytes of the longest name of a control token with which `text` starts.
+    pub(super) fn control_at(&self, text: &str) -> Option<usize> {
+        self.control.length_at(&self.vocabulary, text)
     }
 
     /// The text of `ids`, invalid UTF-8 replaced by U+FFFD. Control tokens have none.

@@ -5,7 +5,6 @@ use crate::driver::{DeviceOptions, Driver, DriverConfig, Generation, ModelSpec, 
 use anyhow::{Context, anyhow};
 use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
-use weir_backends::text::{ChatTemplate, Special};
 use weir_client::{Answer, End, Endpoint, Finish, Message, Options, Piece, Usage, Weir};
 use weir_scheduler::{Event, Generate, KeyId, KvType, Priority, RequestId, Sampling, TraceContext};
 
@@ -34,7 +33,6 @@ pub(super) enum Speaker {
 pub(super) struct Here {
     driver: Driver,
     model: Arc<ServedModel>,
-    template: Arc<ChatTemplate>,
 }
 
 impl Speaker {
@@ -52,9 +50,7 @@ impl Speaker {
         let found = tokio::task::spawn_blocking(move || find(&searched, name.as_deref())).await??;
         let driver = start(vec![found.clone()], device_options(config)).await?;
         let model = driver.model(&found.name).context("the driver lost the model")?;
-        let template =
-            model.template.clone().unwrap_or_else(|| Arc::new(ChatTemplate::fallback(&model.tokenizer)));
-        Ok(Speaker::Here(Here { driver, model, template }))
+        Ok(Speaker::Here(Here { driver, model }))
     }
 
     /// For a person: who answers.
@@ -98,8 +94,8 @@ impl Speaker {
 
 impl Here {
     async fn ask(&self, messages: &[Message], wishes: &Wishes) -> anyhow::Result<Reply> {
-        let prompt = self.template.render(&serde_json::to_value(messages)?, None, true)?;
-        let prompt = self.model.tokenizer.encode_prompt(&prompt, Special::Parse);
+        let ServedModel { template, tokenizer, .. } = &*self.model;
+        let prompt = template.prompt(tokenizer, &serde_json::to_value(messages)?, None)?;
         let room = (self.model.context as usize).saturating_sub(prompt.len());
         if room == 0 {
             let (length, context) = (prompt.len(), self.model.context);
@@ -122,7 +118,7 @@ impl Here {
             output: Vec::new(),
             sampling,
             max_tokens: wishes.max_tokens.unwrap_or(u32::MAX).min(u32::try_from(room).unwrap_or(u32::MAX)),
-            stop: self.template.stops().iter().map(|s| (*s).to_owned()).collect(),
+            stop: template.stops().iter().map(|s| (*s).to_owned()).collect(),
             ignore_eos: false,
             priority: Priority::Interactive,
             deadline: None,

@@ -67,7 +67,7 @@ async fn prepare(shared: &Arc<Shared>, api: Api, body: Vec<u8>) -> Result<(Reque
     let shared = shared.clone();
     let work = move || {
         let mut request = Request::parse(api, &body, &shared)?;
-        let prompts = prompt::encode(&shared, &mut request)?;
+        let prompts = prompt::encode(&mut request)?;
         Ok((request, prompts))
     };
     if length <= INLINE_BYTES {

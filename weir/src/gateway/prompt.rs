@@ -1,17 +1,14 @@
 //! From messages or text to token ids.
 //!
 //! A chat's prompt is what the model's template makes of the messages, tokenized with control tokens (`<|im_end|>`)
-//! recognised. What people typed must not contain any: names of control tokens in messages and tools are kept apart
-//! before rendering ([`Guard`]) and tokenized as ordinary text, so that no message can end its turn and begin another.
-//! The prompt of a plain completion is the caller's own, and control tokens in it are recognised, as elsewhere.
-use super::Shared;
+//! recognised, but not in what people typed ([`ChatTemplate::prompt`]). The prompt of a plain completion is the caller's
+//! own, and control tokens in it are recognised, as elsewhere.
+//!
+//! [`ChatTemplate::prompt`]: weir_backends::text::ChatTemplate::prompt
 use super::error::ApiError;
-use super::guard::Guard;
 use super::request::{Prompt, Request};
-use crate::driver::ServedModel;
 use serde_json::Value;
-use std::sync::Arc;
-use weir_backends::text::{ChatTemplate, Special, TextError, Tokenizer};
+use weir_backends::text::{Special, TextError};
 
 /// A prompt as the model sees it.
 pub(super) struct Encoded {
@@ -21,7 +18,7 @@ pub(super) struct Encoded {
 }
 
 /// Tokenizes the request's prompts, and checks what depends on the vocabulary and the context.
-pub(super) fn encode(shared: &Shared, request: &mut Request) -> Result<Vec<Encoded>, ApiError> {
+pub(super) fn encode(request: &mut Request) -> Result<Vec<Encoded>, ApiError> {
     let tokenizer = request.model.tokenizer.clone();
     let vocabulary = tokenizer.len();
     if let Some((id, _)) = request.sampling.logit_bias.iter().find(|(id, _)| *id as usize >= vocabulary) {
@@ -35,9 +32,11 @@ pub(super) fn encode(shared: &Shared, request: &mut Request) -> Result<Vec<Encod
     for prompt in std::mem::take(&mut request.prompts) {
         let (ids, text, param) = match prompt {
             Prompt::Messages { messages, tools } => {
-                let wording = shared.wording(&request.model);
-                request.stop.extend(wording.template.stops().iter().map(|s| (*s).to_owned()));
-                (wording.chat(&tokenizer, messages, tools)?, String::new(), "messages")
+                let template = &request.model.template;
+                request.stop.extend(template.stops().iter().map(|s| (*s).to_owned()));
+                let (messages, tools) = (Value::Array(messages), Value::Array(tools));
+                let ids = template.prompt(&tokenizer, &messages, Some(&tools)).map_err(refusal)?;
+                (ids, String::new(), "messages")
             }
             Prompt::Text(text) => (tokenizer.encode_prompt(&text, Special::Parse), text, "prompt"),
             Prompt::Ids(ids) => {
@@ -77,42 +76,6 @@ fn check_length(ids: &[u32], context: u32, param: &'static str) -> Result<(), Ap
             ids.len()
         ),
     ))
-}
-
-/// How one model is talked to.
-pub(super) struct Wording {
-    guard: Guard,
-    template: Arc<ChatTemplate>,
-}
-
-impl Wording {
-    /// The file's template, or the plain one for models without.
-    pub(super) fn new(model: &ServedModel) -> Wording {
-        let fallback = || Arc::new(ChatTemplate::fallback(&model.tokenizer));
-        let template = model.template.clone().unwrap_or_else(fallback);
-        Wording { guard: Guard::new(&model.tokenizer), template }
-    }
-
-    fn chat(
-        &self,
-        tokenizer: &Tokenizer,
-        messages: Vec<Value>,
-        tools: Vec<Value>,
-    ) -> Result<Vec<u32>, ApiError> {
-        let mut messages = Value::Array(messages);
-        let mut tools = Value::Array(tools);
-        let is_marked = self.guard.mark(&mut messages) | self.guard.mark(&mut tools);
-        let text = self.template.render(&messages, Some(&tools), true).map_err(refusal)?;
-        if !is_marked {
-            return Ok(tokenizer.encode_prompt(&text, Special::Parse));
-        }
-        let pieces = self.guard.pieces(&text).into_iter();
-        let mut ids: Vec<u32> = pieces.flat_map(|(text, special)| tokenizer.encode(text, special)).collect();
-        if let Some(bos) = tokenizer.bos().filter(|bos| tokenizer.adds_bos() && ids.first() != Some(bos)) {
-            ids.insert(0, bos);
-        }
-        Ok(ids)
-    }
 }
 
 fn refusal(error: TextError) -> ApiError {
