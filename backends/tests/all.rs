@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used)]
 mod conformance;
 mod cpu;
+mod draw;
 mod engine;
 mod family;
 mod golden;

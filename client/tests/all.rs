@@ -288,8 +288,7 @@ async fn a_model_of_this_process_answers() {
 async fn a_model_that_is_not_here_is_a_clear_error() {
     let cache = tempfile::tempdir().unwrap();
     let cache_path = cache.path().display().to_string();
-    let options =
-        LocalOptions::new(|name| (name == "WEIR_CACHE").then(|| cache_path.clone())).unwrap();
+    let options = LocalOptions::new(|name| (name == "WEIR_CACHE").then(|| cache_path.clone())).unwrap();
     for (model, says) in
         [("smollm2-135m", "weir pull"), ("smolm2", "did you mean"), ("/none.gguf", "no file")]
     {

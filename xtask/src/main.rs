@@ -13,7 +13,7 @@ use std::process::ExitCode;
 
 const HELP: &str = "\
 cargo xtask test [--full]         format, lints, docs, licences, tests, SDK tests, 60 s of fuzzing
-                                  --full: golden logits of all three models, not only the smallest
+                                  --full: golden logits on every instruction set and on the reference device, for all models
 cargo xtask bench cpu [FLAGS]     side by side with llama.cpp on the same files and threads; FLAGS: see --help
 cargo xtask golden                makes the golden logits again (needs cmake and libclang, as `bench cpu` does)
 cargo xtask fuzz [SECONDS]        fuzzes the reader of model files";

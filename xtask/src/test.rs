@@ -9,9 +9,9 @@ const FUZZ_SECONDS: u32 = 60;
 /// How much to test.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Scope {
-    /// What continuous integration runs: 25 minutes on two cores.
+    /// What continuous integration runs.
     Default,
-    /// Golden logits of every model too.
+    /// Golden logits of every model on the reference device, and on every instruction set, too.
     Full,
 }
 

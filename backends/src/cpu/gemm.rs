@@ -389,8 +389,24 @@ unsafe fn half_block<S: Simd, const N: usize>(
         let scales = p.add(l.codes.bytes());
         let d = S::load_f16(scales.cast());
         let m = if l.min { S::load_f16(scales.add(2 * LANES).cast()) } else { d };
+        scaled_block::<S, N>(l, &w, columns, block, (d, m), acc);
+    }
+}
+
+/// Adds a block with one scale a row and, where the format has one, one minimum a row.
+#[inline(always)]
+unsafe fn scaled_block<S: Simd, const N: usize>(
+    l: &Layout,
+    w: &[S::B; 8],
+    columns: &[Column; N],
+    block: usize,
+    (d, m): (S::F, S::F),
+    acc: &mut [S::F; N],
+) {
+    // SAFETY: the caller's contract.
+    unsafe {
         for (c, acc) in columns.iter().zip(acc) {
-            let i = c.dot::<S>(l, &w, block);
+            let i = c.dot::<S>(l, w, block);
             *acc = S::fma(S::to_f(i), S::mul(d, S::splat(*c.d.add(block))), *acc);
             if l.min {
                 *acc = S::fma(m, S::splat(c.scaled_sum(block)), *acc);
@@ -416,13 +432,7 @@ unsafe fn byte_block<S: Simd, const N: usize>(
         let s = if l.min { S::load_u8(scales) } else { S::load_i8(scales.cast()) };
         let ds = S::mul(d, S::to_f(s));
         let m = if l.min { S::mul(dmin, S::to_f(S::load_u8(scales.add(LANES)))) } else { d };
-        for (c, acc) in columns.iter().zip(acc) {
-            let i = c.dot::<S>(l, &w, block);
-            *acc = S::fma(S::to_f(i), S::mul(ds, S::splat(*c.d.add(block))), *acc);
-            if l.min {
-                *acc = S::fma(m, S::splat(c.scaled_sum(block)), *acc);
-            }
-        }
+        scaled_block::<S, N>(l, &w, columns, block, (ds, m), acc);
     }
 }
 

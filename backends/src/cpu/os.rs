@@ -29,11 +29,12 @@ pub fn processor() -> String {
 /// out.
 pub fn processors() -> &'static [usize] {
     static FOUND: std::sync::OnceLock<Vec<usize>> = std::sync::OnceLock::new();
-    FOUND.get_or_init(find_processors)
+    FOUND.get_or_init(allowed)
 }
 
+/// Processors that the calling thread may run on now; empty where that can't be found out.
 #[cfg(target_os = "linux")]
-fn find_processors() -> Vec<usize> {
+pub fn allowed() -> Vec<usize> {
     // SAFETY: an all-zero set is a valid set; the call writes at most its size.
     let set = unsafe {
         let mut set: libc::cpu_set_t = std::mem::zeroed();
@@ -46,8 +47,9 @@ fn find_processors() -> Vec<usize> {
     (0..libc::CPU_SETSIZE as usize).filter(|&i| unsafe { libc::CPU_ISSET(i, &set) }).collect()
 }
 
+/// Processors that the calling thread may run on now; empty where that can't be found out.
 #[cfg(not(target_os = "linux"))]
-fn find_processors() -> Vec<usize> {
+pub fn allowed() -> Vec<usize> {
     Vec::new()
 }
 

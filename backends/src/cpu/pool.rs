@@ -212,6 +212,26 @@ impl Drop for Pool {
 mod tests {
     use super::*;
 
+    /// Each thread has a processor of its own, though the second pool is made by a thread that the first has pinned.
+    #[test]
+    #[cfg(target_os = "linux")]
+    fn threads_keep_apart() {
+        let threads = os::processors().len();
+        if threads < 2 {
+            eprintln!("SKIPPED: there is one processor");
+            return;
+        }
+        for _ in 0..2 {
+            let mut pool = Pool::new(threads).unwrap();
+            let places = Mutex::new(Vec::new());
+            pool.run(&|_| places.lock().unwrap().push(os::allowed()));
+            let mut places = places.into_inner().unwrap();
+            places.sort();
+            let apart: Vec<Vec<usize>> = os::processors().iter().map(|p| vec![*p]).collect();
+            assert_eq!(places, apart);
+        }
+    }
+
     #[test]
     fn threads_meet_at_every_barrier() {
         let mut pool = Pool::new(3).unwrap();

@@ -1,31 +1,29 @@
 //! Runs batches: all threads walk the steps of the plan together.
-use super::attend::{self, AttendArgs, Lanes, Query, SPAN};
-use super::gemm::{Acts, Gemm, SUMS};
+mod attention;
+mod clock;
+mod prepared;
+mod room;
+
+use super::attend;
+use super::gemm::{Acts, Gemm};
 use super::kernels::Kernels;
-use super::load::{AttendStep, GateUpStep, HeadStep, LowStep, Lowered, Product, QkvStep, ResidualStep};
+use super::load::{GateUpStep, HeadStep, LowStep, Lowered, Product, QkvStep, ResidualStep};
 use super::os::Bytes;
 use super::pack::{self, BLOCK};
 use super::pool::{Pool, Thread};
 use super::rows::NormArgs;
 use super::simd::LANES;
 use crate::plan::{Rope, RopePairs};
-use crate::program::{
-    Batch, DeviceError, Input, Program, Segment, SegmentOutput, StepOutput, StepTime, Want,
-};
+use crate::program::{Batch, DeviceError, Input, Program, SegmentOutput, StepOutput, StepTime, Want};
 use crate::sampling;
+use clock::StepClock;
+use prepared::{Prepared, Row};
+use room::{LOGIT_ROWS, Room, bytes};
 use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Instant;
 use weir_scheduler::BLOCK_TOKENS;
-
-/// Rows of one sequence whose attention is computed together.
-const TILE: usize = 8;
-/// Rows of logits computed at once.
-const LOGIT_ROWS: usize = 16;
-/// Values of attention that wait to be folded, at most (16 MiB).
-const PARTIALS: usize = 4 << 20;
 
 /// A compiled range of layers.
 pub struct CpuProgram {
@@ -46,171 +44,6 @@ struct Runner {
     /// One a step: tasks of attention taken so far.
     taken: Vec<AtomicUsize>,
     profile: Mutex<Vec<StepTime>>,
-}
-
-/// Working memory, all f32 but for the quantised activations.
-struct Room {
-    /// Two of `[rows][hidden]`: the residual stream before and after its pending sum.
-    x: [Bytes; 2],
-    /// `[rows][hidden]`: the pending sum, and a second product to add to it.
-    y: [Bytes; 2],
-    qkv: Bytes,
-    gate: Bytes,
-    up: Bytes,
-    acts: ActsRoom,
-    /// One row for each thread.
-    solo: Vec<ActsRoom>,
-    /// Two rows of the residual stream for each thread.
-    scratch: Vec<Bytes>,
-    /// Queries, sums and states of a tile for each thread.
-    tiles: Vec<Bytes>,
-    /// `[row][head][span]` of sum and state.
-    partials: Bytes,
-    logits: Bytes,
-    /// `[rope][row]` of cosines, then sines.
-    angles: Vec<Bytes>,
-}
-
-struct ActsRoom {
-    f: Bytes,
-    q: Bytes,
-    d: Bytes,
-    sums: Bytes,
-}
-
-fn bytes(len: usize) -> Result<Bytes, DeviceError> {
-    Bytes::zeroed(len).ok_or_else(|| DeviceError::Lost(format!("the system has no {} MiB left", len >> 20)))
-}
-
-fn floats(n: usize) -> Result<Bytes, DeviceError> {
-    bytes(4 * n + 64)
-}
-
-impl ActsRoom {
-    fn new(rows: usize, cols: usize) -> Result<ActsRoom, DeviceError> {
-        let blocks = rows * cols.div_ceil(BLOCK);
-        Ok(ActsRoom {
-            f: floats(rows * cols)?,
-            q: bytes(rows * cols + 64)?,
-            d: floats(blocks)?,
-            sums: floats(blocks * SUMS)?,
-        })
-    }
-    fn of(&self, cols: usize) -> Acts {
-        Acts {
-            f: self.f.ptr().cast(),
-            q: self.q.ptr().cast(),
-            d: self.d.ptr().cast(),
-            sums: self.sums.ptr().cast(),
-            cols,
-        }
-    }
-}
-
-/// Values of a tile's scratch for one thread: `TILE * group` queries with two sums and two states each.
-fn tile_values(queries: usize, head_dim: usize) -> usize {
-    queries * (3 * head_dim + 4)
-}
-
-impl Room {
-    fn new(low: &Lowered, threads: usize) -> Result<Room, DeviceError> {
-        let rows = low.kv.rows as usize;
-        let heads = |f: fn(&AttendStep) -> usize| {
-            let steps = low.steps.iter().map(|s| if let LowStep::Attend(a) = s { f(a) } else { 0 });
-            steps.max().unwrap_or(0)
-        };
-        let (group, head_dim) = (heads(|a| a.heads.heads / a.heads.kv_heads), heads(|a| a.heads.head_dim));
-        let each = |n: usize| (0..threads).map(|_| floats(n)).collect::<Result<Vec<_>, _>>();
-        let pair = |n: usize| Ok::<_, DeviceError>([floats(n)?, floats(n)?]);
-        Ok(Room {
-            x: pair(rows * low.hidden)?,
-            y: pair(rows * low.hidden)?,
-            qkv: floats(rows * low.qkv_max)?,
-            gate: floats(rows * low.ff_max)?,
-            up: floats(rows * low.ff_max)?,
-            acts: ActsRoom::new(rows, low.cols_max)?,
-            solo: (0..threads).map(|_| ActsRoom::new(1, low.cols_max)).collect::<Result<_, _>>()?,
-            scratch: each(2 * low.hidden)?,
-            tiles: each(tile_values(TILE * group, head_dim))?,
-            partials: floats(PARTIALS)?,
-            logits: floats(LOGIT_ROWS * low.vocab.next_multiple_of(LANES))?,
-            angles: low
-                .ropes
-                .iter()
-                .map(|r| floats(rows * 2 * r.inv_freq.len()))
-                .collect::<Result<_, _>>()?,
-        })
-    }
-}
-
-/// A row of the batch.
-struct Row {
-    position: usize,
-    segment: usize,
-}
-
-/// A batch, taken apart once for all threads.
-struct Prepared<'a> {
-    segments: &'a [Segment],
-    rows: Vec<Row>,
-    /// By row, where the segment's input is ids.
-    ids: Vec<u32>,
-    /// First row of each segment.
-    first: Vec<usize>,
-    /// Rows whose attention is computed together: first row and how many.
-    tiles: Vec<(usize, usize)>,
-    /// Rows whose logits are wanted.
-    logit_rows: Vec<usize>,
-    /// Spans of the longest sequence.
-    spans: usize,
-    outputs: Mutex<Vec<SegmentOutput>>,
-}
-
-impl<'a> Prepared<'a> {
-    fn new(segments: &'a [Segment], hidden: usize, last: &[u32]) -> Prepared<'a> {
-        let mut p = Prepared {
-            segments,
-            rows: Vec::new(),
-            ids: Vec::new(),
-            first: Vec::new(),
-            tiles: Vec::new(),
-            logit_rows: Vec::new(),
-            spans: 0,
-            outputs: Mutex::new(vec![SegmentOutput::Nothing; segments.len()]),
-        };
-        for (segment, s) in segments.iter().enumerate() {
-            let first = p.rows.len();
-            let n = match &s.input {
-                Input::Ids(ids) => {
-                    p.ids.extend(ids);
-                    ids.len()
-                }
-                Input::LastSampled => {
-                    p.ids.push(last[s.slot as usize]);
-                    1
-                }
-                Input::Hidden(x) => {
-                    p.ids.resize(first + x.len() / hidden, 0);
-                    x.len() / hidden
-                }
-            };
-            p.first.push(first);
-            p.rows.extend((0..n).map(|i| Row { position: s.start as usize + i, segment }));
-            p.tiles.extend((0..n).step_by(TILE).map(|i| (first + i, (n - i).min(TILE))));
-            p.spans = p.spans.max((s.start as usize + n).div_ceil(SPAN));
-            let wanted = match s.want {
-                Want::Sample(_) => 1,
-                Want::Logits(n) => n as usize,
-                Want::Nothing | Want::Hidden => 0,
-            };
-            p.logit_rows.extend(first + n - wanted.min(n)..first + n);
-        }
-        p
-    }
-
-    fn blocks(&self, row: usize) -> &[u32] {
-        &self.segments[self.rows[row].segment].blocks
-    }
 }
 
 /// What a thread knows while it walks the steps; the same on all of them.
@@ -581,171 +414,6 @@ impl Runner {
         }
     }
 
-    fn attend(&self, s: &AttendStep, w: &mut Walk<'_>, taken: &AtomicUsize) {
-        let (kv_heads, tiles) = (s.heads.kv_heads, w.batch.tiles.len());
-        let partials = w.batch.rows.len() * s.heads.heads * w.batch.spans * (s.heads.head_dim + 2);
-        w.window = s.window;
-        // few queries over a long past: threads take spans; otherwise whole tiles
-        w.partial = w.batch.spans > 1 && tiles * kv_heads < 4 * w.thread.count() && partials <= PARTIALS;
-        let spans = if w.partial { w.batch.spans } else { 1 };
-        loop {
-            let task = taken.fetch_add(1, Ordering::Relaxed);
-            if task >= tiles * kv_heads * spans {
-                return;
-            }
-            let (tile, head, span) = (task / spans / kv_heads, task / spans % kv_heads, task % spans);
-            self.attend_tile(s, w, w.batch.tiles[tile], head, span);
-        }
-    }
-
-    /// Spans that a query at `position` sees.
-    fn spans(window: usize, position: usize) -> Range<usize> {
-        (position + 1).saturating_sub(window) / SPAN..position / SPAN + 1
-    }
-
-    fn attend_tile(
-        &self,
-        s: &AttendStep,
-        w: &Walk<'_>,
-        (row0, rows): (usize, usize),
-        kv_head: usize,
-        span: usize,
-    ) {
-        let (hd, group) = (s.heads.head_dim, s.heads.heads / s.heads.kv_heads);
-        let kv_dim = s.heads.kv_heads * hd;
-        let stride = 2 * kv_dim + s.heads.heads * hd;
-        let count = rows * group;
-        let room = self.room.tiles[w.thread.index].ptr().cast::<f32>();
-        let (block_stride, offset) = self.low.caches[s.layer];
-        let args = AttendArgs {
-            // SAFETY: inside the cache.
-            cache: unsafe { self.cache.ptr().add(offset) },
-            block_stride,
-            head_offset: kv_head * attend::block_bytes(self.low.kv.kv, hd),
-            kv: self.low.kv.kv,
-            head_dim: hd,
-            scale: s.scale,
-            window: s.window,
-            soft_cap: s.soft_cap,
-        };
-        let mut lanes = Lanes::new();
-        let blocks = w.batch.blocks(row0);
-        // SAFETY: the tile's room holds `count` queries, two sums and two states each; outputs belong to this task.
-        unsafe {
-            let part = |k: usize, i: usize| room.add((k * count + i) * hd);
-            let state = |k: usize, i: usize| room.add(3 * count * hd + (k * count + i) * 2);
-            let mut queries = Vec::with_capacity(count);
-            for i in 0..count {
-                let (row, head) = (row0 + i / group, kv_head * group + i % group);
-                let from = self.room.qkv.ptr().cast::<f32>().add(row * stride + 2 * kv_dim + head * hd);
-                let q = part(0, i);
-                (0..hd).for_each(|d| {
-                    *q.add(d) =
-                        *from.add(d) + if s.q_bias.is_null() { 0.0 } else { *s.q_bias.add(head * hd + d) };
-                });
-                if let Some(norm) = &s.q_norm {
-                    (self.kernels.norm)(q, norm, q, hd);
-                }
-                self.rotate(s.rope, row, q);
-                let position = w.batch.rows[row].position;
-                queries.push(Query { q, position, acc: part(1, i), state: state(0, i) });
-            }
-            if w.partial {
-                for (i, q) in queries.iter_mut().enumerate() {
-                    let (row, head) = (row0 + i / group, kv_head * group + i % group);
-                    q.acc = self.partial(w, &s.heads, row, head, span);
-                    q.state = q.acc.add(hd);
-                }
-                (self.kernels.span)(&args, blocks, span, &queries, &mut lanes);
-                return;
-            }
-            for i in 0..count {
-                std::slice::from_raw_parts_mut(part(2, i), hd).fill(0.0);
-                (*state(1, i), *state(1, i).add(1)) = (f32::NEG_INFINITY, 0.0);
-            }
-            let (first, last) = (queries[0].position, queries[count - 1].position);
-            for span in Self::spans(s.window, first).start..Self::spans(s.window, last).end {
-                (self.kernels.span)(&args, blocks, span, &queries, &mut lanes);
-                for (i, q) in queries.iter().enumerate() {
-                    (self.kernels.merge)(hd, (part(2, i), state(1, i)), (q.acc, q.state));
-                }
-            }
-            let out = self.room.acts.f.ptr().cast::<f32>();
-            for i in 0..count {
-                let (row, head) = (row0 + i / group, kv_head * group + i % group);
-                let out = out.add((row * s.heads.heads + head) * hd);
-                (self.kernels.finish)(hd, part(2, i), state(1, i), out);
-            }
-        }
-    }
-
-    /// Where the partial sum of one span of one head goes; its state lies behind it.
-    ///
-    /// # Safety
-    /// The batch's partial sums fit (checked where attention begins).
-    unsafe fn partial(
-        &self,
-        w: &Walk<'_>,
-        h: &crate::plan::Heads,
-        row: usize,
-        head: usize,
-        span: usize,
-    ) -> *mut f32 {
-        let i = (row * h.heads + head) * w.batch.spans + span;
-        // SAFETY: the caller's contract.
-        unsafe { self.room.partials.ptr().cast::<f32>().add(i * (h.head_dim + 2)) }
-    }
-
-    /// The attention's output of `row`, folded into `out`.
-    ///
-    /// # Safety
-    /// This thread alone writes `out` now.
-    unsafe fn fold(&self, w: &Walk<'_>, h: &crate::plan::Heads, row: usize, out: *mut f32) {
-        let hd = h.head_dim;
-        let acc = self.room.tiles[w.thread.index].ptr().cast::<f32>();
-        // SAFETY: the tile's room holds at least one sum and state.
-        unsafe {
-            for head in 0..h.heads {
-                let state = acc.add(hd);
-                std::slice::from_raw_parts_mut(acc, hd).fill(0.0);
-                (*state, *state.add(1)) = (f32::NEG_INFINITY, 0.0);
-                for span in Self::spans(w.window, w.batch.rows[row].position) {
-                    let from = self.partial(w, h, row, head, span);
-                    (self.kernels.merge)(hd, (acc, state), (from, from.add(hd)));
-                }
-                (self.kernels.finish)(hd, acc, state, out.add(head * hd));
-            }
-        }
-    }
-
-    /// Attention's output, quantised.
-    fn attended(&self, w: &Walk<'_>, h: &crate::plan::Heads) -> Acts {
-        let (n, cols) = (w.batch.rows.len(), h.heads * h.head_dim);
-        let shared = self.room.acts.of(cols);
-        let blocks = cols / BLOCK;
-        // SAFETY: solo rows are this thread's, shared rows are dealt out.
-        unsafe {
-            if n == 1 {
-                let acts = self.room.solo[w.thread.index].of(cols);
-                if w.partial {
-                    self.fold(w, h, 0, acts.f.cast_mut());
-                } else {
-                    acts.f.cast_mut().copy_from_nonoverlapping(shared.f, cols);
-                }
-                (self.kernels.quantize)(&acts, 0, 0, blocks);
-                return acts;
-            }
-            for row in self.own(n, &w.thread) {
-                if w.partial {
-                    self.fold(w, h, row, shared.f.add(row * cols).cast_mut());
-                }
-                (self.kernels.quantize)(&shared, row, 0, blocks);
-            }
-        }
-        w.thread.barrier();
-        shared
-    }
-
     fn residual(&self, s: &ResidualStep, w: &mut Walk<'_>) {
         let n = w.batch.rows.len();
         let acts = match &s.attention {
@@ -879,45 +547,6 @@ impl LowStep {
             LowStep::GateUp(_) => "norm_gate_up_act",
             LowStep::Residual(s) if s.attention.is_some() => "out_residual",
             LowStep::Residual(_) => "down_residual",
-        }
-    }
-}
-
-/// Time a step by the first thread's clock.
-struct StepClock {
-    last: Option<Instant>,
-    laps: Vec<StepTime>,
-}
-
-impl StepClock {
-    fn start(on: bool) -> StepClock {
-        StepClock { last: on.then(Instant::now), laps: Vec::new() }
-    }
-
-    fn lap(&mut self, name: &'static str, bytes: u64) {
-        let Some(last) = self.last else { return };
-        let now = Instant::now();
-        let nanos = now.duration_since(last).as_nanos() as u64;
-        self.last = Some(now);
-        match self.laps.iter_mut().find(|l| l.name == name) {
-            Some(l) => (l.count, l.nanos, l.bytes) = (l.count + 1, l.nanos + nanos, l.bytes + bytes),
-            None => self.laps.push(StepTime { name, count: 1, nanos, bytes }),
-        }
-    }
-
-    fn add_to(self, profile: &Mutex<Vec<StepTime>>) {
-        if self.last.is_none() {
-            return;
-        }
-        let mut all = profile.lock().unwrap_or_else(|e| e.into_inner());
-        for lap in self.laps {
-            match all.iter_mut().find(|l| l.name == lap.name) {
-                Some(l) => {
-                    (l.count, l.nanos, l.bytes) =
-                        (l.count + lap.count, l.nanos + lap.nanos, l.bytes + lap.bytes);
-                }
-                None => all.push(lap),
-            }
         }
     }
 }

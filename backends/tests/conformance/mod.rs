@@ -1,5 +1,6 @@
 //! What every device must keep, checked on small random models: a token's logits are the same bits whatever else is in
 //! the batch and however its prompt was cut, and two programs of half the layers equal one of all.
+use crate::draw::Draw;
 use std::sync::Arc;
 use weir_backends::gguf::ModelFile;
 use weir_backends::models::random::Random;
@@ -33,7 +34,7 @@ pub fn step(program: &mut dyn Program, segments: Vec<Segment>) -> Vec<SegmentOut
 }
 
 fn ids(seed: u64, n: usize) -> Vec<u32> {
-    let mut draw = Draw(seed);
+    let mut draw = Draw::new(seed);
     (0..n).map(|_| draw.below(320)).collect()
 }
 
@@ -46,18 +47,6 @@ fn logits(output: &SegmentOutput) -> Vec<u32> {
     match output {
         SegmentOutput::Logits(logits) => bits(logits),
         other => panic!("{other:?}"),
-    }
-}
-
-/// xorshift64*.
-struct Draw(u64);
-
-impl Draw {
-    fn below(&mut self, n: u32) -> u32 {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        ((self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 33) % u64::from(n)) as u32
     }
 }
 
@@ -78,7 +67,7 @@ pub fn check_invariance(device: &dyn Device, family: &'static str, seed: u64) {
         .collect();
     let tables: [Arc<[u32]>; 3] = [[9, 2].into(), [15].into(), [0, 7].into()];
     let mut program = device.compile(&file, &plan, all, LAYOUT).unwrap();
-    let mut draw = Draw(seed);
+    let mut draw = Draw::new(seed);
     let mut done = [0; 3];
     while (0..3).any(|s| done[s] < sequences[s].len()) {
         let mut segments = Vec::new();

@@ -1,6 +1,7 @@
 //! The engine on devices that compute: a stream's tokens are the same alone, in a batch, from a prompt in pieces, from
 //! a prefix that was there already, after preemption, and when it is resumed.
 use crate::conformance::model;
+use crate::draw::Draw;
 use crate::golden::device::model_path;
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
@@ -146,27 +147,15 @@ fn resident_kb() -> Option<u64> {
     line.split_whitespace().nth(1)?.parse().ok()
 }
 
-/// xorshift64*.
-struct Draw(u64);
-
-impl Draw {
-    fn below(&mut self, n: u64) -> u64 {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        (self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 33) % n
-    }
-}
-
 /// `requests` short requests, some of which are cancelled, some forgotten. Ends when all have.
-fn churn(handle: &EngineHandle, vocab: u64, requests: u64, draw: &mut Draw) {
+fn churn(handle: &EngineHandle, vocab: u32, requests: u64, draw: &mut Draw) {
     let mut open: HashMap<u64, Receiver<Event>> = HashMap::new();
     let mut next = 0;
     while next < requests || !open.is_empty() {
         if next < requests && open.len() < 24 {
-            let prompt = (0..1 + draw.below(40)).map(|_| 1 + draw.below(vocab - 1) as u32).collect();
+            let prompt = (0..1 + draw.below(40)).map(|_| 1 + draw.below(vocab - 1)).collect();
             let (sink, events) = channel(2);
-            handle.generate(ask(next, prompt, 1 + draw.below(12) as u32), sink).unwrap();
+            handle.generate(ask(next, prompt, 1 + draw.below(12)), sink).unwrap();
             open.insert(next, events);
             next += 1;
         }
@@ -198,8 +187,8 @@ fn churn(handle: &EngineHandle, vocab: u64, requests: u64, draw: &mut Draw) {
 }
 
 /// Memory stays as it is and every block comes back, over 2,000 requests after a first few hundred.
-fn check_soak(handle: &EngineHandle, vocab: u64, seed: u64) {
-    let mut draw = Draw(seed);
+fn check_soak(handle: &EngineHandle, vocab: u32, seed: u64) {
+    let mut draw = Draw::new(seed);
     churn(handle, vocab, 300, &mut draw);
     let before = resident_kb();
     churn(handle, vocab, 2000, &mut draw);
@@ -254,5 +243,5 @@ fn soak_of_smollm2() {
     let device = Cpu::new(CpuOptions::default());
     let program = device.compile(&file, &plan, 0..plan.layers.len(), config.layout).unwrap();
     let words = Vocabulary::Numbers { size: plan.vocab as u32, end: 0 };
-    check_soak(&Engine::spawn(program, words, config), plan.vocab as u64, 6);
+    check_soak(&Engine::spawn(program, words, config), plan.vocab as u32, 6);
 }

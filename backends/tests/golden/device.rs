@@ -19,6 +19,11 @@ pub fn model_path(model: &str) -> Option<PathBuf> {
     found
 }
 
+/// Whether everything shall be compared, which takes minutes (`cargo xtask test --full`).
+pub fn is_full() -> bool {
+    std::env::var_os("WEIR_TEST_FULL").is_some()
+}
+
 /// Mean over the positions of KL(golden || device), in nats, the text going in by `chunk` tokens at a time. None where
 /// the model isn't there.
 pub fn mean_kl(device: &dyn Device, model: &str, chunk: usize) -> Option<f64> {

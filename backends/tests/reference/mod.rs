@@ -1,5 +1,5 @@
 //! The reference device against llama.cpp in F32.
-use crate::golden::device::mean_kl;
+use crate::golden::device::{is_full, mean_kl};
 use std::time::Instant;
 use weir_backends::reference::Reference;
 
@@ -16,12 +16,11 @@ fn smollm2_agrees() {
     check("smollm2");
 }
 
+/// Slow, and what they have beyond the first is in the CPU device's comparison too.
 #[test]
-fn qwen2_agrees() {
-    check("qwen2");
-}
-
-#[test]
-fn gemma3_agrees() {
-    check("gemma3");
+fn larger_models_agree() {
+    if is_full() {
+        check("qwen2");
+        check("gemma3");
+    }
 }

@@ -1,5 +1,6 @@
 //! Streams' text against the whole text, on made-up sequences of tokens.
-use super::{Random, small_tokenizer};
+use super::small_tokenizer;
+use crate::draw::Draw;
 use std::sync::Arc;
 use weir_backends::text::{Pushed, TextStream};
 
@@ -63,7 +64,7 @@ fn the_beginning_of_a_stop_string_is_held_back() {
 #[test]
 fn streams_equal_the_whole_text() {
     for seed in 0..3000 {
-        let mut random = Random(seed);
+        let mut random = Draw::new(seed);
         let alphabet = [b'a', b'b', b'c', 0xc3, 0xa9, 0xe6, 0xbc, 0xa2, b'E', b'N', b'D', b'\n'];
         let ids: Vec<u32> = (0..random.below(24))
             .map(|_| {

@@ -1,5 +1,6 @@
 //! Tokenizers of made-up vocabularies: rules that the test models don't exercise, and damaged files.
-use super::{Random, small_tokenizer, vocabulary_file};
+use super::{small_tokenizer, vocabulary_file};
+use crate::draw::Draw;
 use weir_backends::gguf::{Strings, Value};
 use weir_backends::text::{Special, TextError, Tokenizer};
 
@@ -75,7 +76,7 @@ fn added_tokens_are_found_as_one_by_one() {
     let mut by_length = names;
     by_length.sort_by_key(|name| std::cmp::Reverse(name.len()));
     for seed in 0..2000 {
-        let mut random = Random(seed);
+        let mut random = Draw::new(seed);
         let text: String =
             (0..random.below(20)).map(|_| ['a', 'a', 'b', '\n'][random.below(4) as usize]).collect();
         let found: Vec<(bool, String)> = naive(&text, &by_length);
