@@ -101,11 +101,11 @@ pub fn load(
     let model = ModelFile::open(file)?;
     let plan = models::plan(&model)?;
     let info = device.describe();
-    let layout = layout(&model, &plan, options, info.memory_free);
+    let (layout, context) = kv_layout(&model, &plan, options, info.memory_free);
     let (program, text, id) = std::thread::scope(|scope| {
         let text = scope.spawn(|| text(&model));
         let id = scope.spawn(|| id.map_or_else(|| digest(file), Ok));
-        let program = device.compile(&model, &plan, 0..plan.layers.len(), layout.kv);
+        let program = device.compile(&model, &plan, 0..plan.layers.len(), layout);
         (program, text.join(), id.join())
     });
     let (tokenizer, template) = text.map_err(|_| LoadError::Interrupted("the tokenizer's thread died"))??;
@@ -115,12 +115,7 @@ pub fn load(
     } else if tokenizer.len() > plan.vocab {
         return Err(LoadError::Vocabulary { tokens: tokenizer.len(), vocab: plan.vocab });
     }
-    let config = EngineConfig {
-        model: id,
-        layout: layout.kv,
-        context: layout.context,
-        prefill_chunk: options.prefill_chunk.max(1),
-    };
+    let config = EngineConfig { model: id, layout, context, prefill_chunk: options.prefill_chunk.max(1) };
     let engine = Engine::spawn(program?, tokenizer.clone(), config);
     Ok(Loaded { engine, tokenizer, template, device: info, weight_bytes: model.total_bytes() })
 }
@@ -145,14 +140,10 @@ fn digest(path: &Path) -> Result<ModelId, LoadError> {
     }
 }
 
-struct Layout {
-    kv: KvLayout,
-    context: u32,
-}
-
-/// How large the KV cache is: enough for two of the longest sequences, and for [`TOKENS_A_SLOT`] a slot, as far as
-/// memory goes; the context yields when one sequence of it doesn't fit.
-fn layout(model: &ModelFile, plan: &Plan, options: LoadOptions, free: u64) -> Layout {
+/// How large the KV cache is on a device with so many bytes free, and the context that it leaves: enough for two of the
+/// longest sequences, and for 1,024 tokens a slot, as far as memory goes; the context yields when one sequence of
+/// it doesn't fit.
+pub fn kv_layout(model: &ModelFile, plan: &Plan, options: LoadOptions, free: u64) -> (KvLayout, u32) {
     let own = u32::try_from(plan.context).unwrap_or(u32::MAX);
     let context = options.context.unwrap_or(CONTEXT).min(own).max(1);
     let slots = options.slots.max(1);
@@ -167,5 +158,5 @@ fn layout(model: &ModelFile, plan: &Plan, options: LoadOptions, free: u64) -> La
     let context = u64::from(context).min((blocks - 1) * BLOCK_TOKENS as u64) as u32;
     let rows = options.prefill_chunk.max(1) + slots;
     let blocks = u32::try_from(blocks).unwrap_or(u32::MAX);
-    Layout { kv: KvLayout { blocks, kv: options.kv, slots, rows }, context }
+    (KvLayout { blocks, kv: options.kv, slots, rows }, context)
 }

@@ -36,6 +36,8 @@ pub struct Null {
     pub cost: NullCost,
     /// Steps in flight, at least 1. With 1, polling waits for the step; with more, it tells that it isn't done.
     pub depth: usize,
+    /// Steps after which the device is lost, as one that is unplugged; 0 is never.
+    pub fail_after: u32,
 }
 
 /// What a step takes: `step + prefill_row * rows of prompts + decode_row * single rows`.
@@ -52,18 +54,18 @@ pub struct NullCost {
 impl Default for Null {
     /// A vocabulary of 32,000, endless texts, no cost.
     fn default() -> Self {
-        Null { vocab: 32_000, end_one_in: 0, cost: NullCost::default(), depth: 1 }
+        Null { vocab: 32_000, end_one_in: 0, cost: NullCost::default(), depth: 1, fail_after: 0 }
     }
 }
 
 impl FromStr for Null {
     type Err = String;
 
-    /// `vocab=1000,end=50,step_us=1000,prefill_us=20,decode_us=50,depth=1`, each optional.
+    /// `vocab=1000,end=50,step_us=1000,prefill_us=20,decode_us=50,depth=1,fail_after=0`, each optional.
     fn from_str(text: &str) -> Result<Self, String> {
         let mut null = Null::default();
         for part in text.split(',').filter(|part| !part.is_empty()) {
-            let known = "vocab, end, step_us, prefill_us, decode_us or depth";
+            let known = "vocab, end, step_us, prefill_us, decode_us, depth or fail_after";
             let (key, value) =
                 part.split_once('=').ok_or(format!("{part:?} is not KEY=NUMBER with {known}"))?;
             let number: u32 = value.parse().map_err(|_| format!("{key}: {value:?} is not a number"))?;
@@ -74,6 +76,7 @@ impl FromStr for Null {
                 "step_us" => null.cost.step = duration,
                 "prefill_us" => null.cost.prefill_row = duration,
                 "decode_us" => null.cost.decode_row = duration,
+                "fail_after" => null.fail_after = number,
                 "depth" if (1..=16).contains(&number) => null.depth = number as usize,
                 "vocab" | "depth" => return Err(format!("{key}: {number} is out of range")),
                 _ => return Err(format!("{key:?} is not known; use {known}")),
@@ -147,12 +150,15 @@ struct NullProgram {
     /// By slot.
     last: Vec<u32>,
     done: VecDeque<(Option<Instant>, StepOutput)>,
+    /// Steps polled.
+    steps: u32,
 }
 
 impl NullProgram {
     fn new(null: Null, layout: KvLayout, clock: Clock) -> Self {
         let kv = vec![[0; BLOCK_TOKENS]; layout.blocks as usize];
-        NullProgram { null, layout, clock, kv, last: vec![0; layout.slots as usize], done: VecDeque::new() }
+        let last = vec![0; layout.slots as usize];
+        NullProgram { null, layout, clock, kv, last, done: VecDeque::new(), steps: 0 }
     }
 
     /// The caller's part of the contract.
@@ -292,7 +298,15 @@ impl Program for NullProgram {
             }
             std::thread::sleep(left);
         }
-        self.done.pop_front().map(|(_, output)| Ok(output))
+        let (_, output) = self.done.pop_front()?;
+        self.steps = self.steps.saturating_add(1);
+        if self.null.fail_after > 0 && self.steps > self.null.fail_after {
+            return Some(Err(DeviceError::Lost(format!(
+                "as it was told to, after {} steps",
+                self.null.fail_after
+            ))));
+        }
+        Some(Ok(output))
     }
 
     fn depth(&self) -> usize {

@@ -1,5 +1,9 @@
 //! Tests of the whole, by real processes.
 #![allow(clippy::unwrap_used)] // a test that panics has failed
+#[path = "whole/bench.rs"]
+mod bench;
+#[path = "whole/footprint.rs"]
+mod footprint;
 #[path = "whole/sdk.rs"]
 mod sdk;
 #[path = "whole/serve.rs"]

@@ -54,6 +54,17 @@ fn requests_that_make_no_sense() {
 }
 
 #[test]
+fn an_engine_that_dies() {
+    let serve = Serve::start(&["--model", "null:fail_after=3"], &[]);
+    assert_eq!(serve.get("/healthz").unwrap().status, 200);
+    let answer = serve.post("/v1/completions", r#"{"model":"null","prompt":"x","max_tokens":50}"#).unwrap();
+    assert_eq!((answer.status, &answer.json()["error"]["code"]), (500, &"internal_error".into()));
+    let health = serve.get("/healthz").unwrap();
+    assert_eq!(health.status, 503);
+    assert!(!serve.stderr().contains("panicked"), "{}", serve.stderr());
+}
+
+#[test]
 fn an_interrupt_in_the_middle_of_a_stream() {
     for signal in ["INT", "TERM"] {
         let mut serve = Serve::start(&NULL, &[]);

@@ -7,7 +7,7 @@ use super::request::{Api, Request, choice_seed};
 use super::running::{Running, Total};
 use super::stream::{Ends, EventStream, backstop};
 use super::write::{Gathered, Label, Writer};
-use crate::driver::Ask;
+use crate::driver::{Ask, Generation};
 use bytes::BytesMut;
 use hyper::Response;
 use hyper::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderName, HeaderValue};
@@ -15,7 +15,7 @@ use std::future::poll_fn;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 use tokio::sync::OwnedSemaphorePermit;
-use tokio::time::sleep_until;
+use tokio::time::{Instant, sleep_until};
 use weir_scheduler::{Event, KeyId, RequestId, Sampling, TraceContext};
 
 /// A streamed answer begins with its first event, so that a failure before it has its own status; but no later than
@@ -37,10 +37,11 @@ pub(super) struct Call<'a> {
 
 /// Answers a call.
 pub(super) async fn generate(shared: &Arc<Shared>, call: Call<'_>) -> Result<Response<Body>, ApiError> {
-    let deadline = backstop(&shared.limits);
+    let (arrived, deadline) = (Instant::now(), backstop(&shared.limits));
     let Call { api, name, body, trace, permit } = call;
     let (request, prompts) = prepare(shared, api, body).await?;
-    let running = start(shared, &request, &prompts, trace).await?;
+    let first_by = request.ttft.map(|ttft| arrived + ttft);
+    let running = Running::new(start(shared, &request, &prompts, trace).await?, first_by);
     let id = match api {
         Api::Chat => format!("chatcmpl-{name}"),
         Api::Completion => format!("cmpl-{name}"),
@@ -89,7 +90,7 @@ async fn start(
     request: &Request,
     prompts: &[Encoded],
     trace: TraceContext,
-) -> Result<Running, ApiError> {
+) -> Result<Vec<Generation>, ApiError> {
     let context = request.model.context;
     let mut generations = Vec::with_capacity(prompts.len() * request.n);
     for prompt in prompts {
@@ -118,7 +119,7 @@ async fn start(
             generations.push(shared.driver.generate(ask).await?);
         }
     }
-    Ok(Running::new(generations))
+    Ok(generations)
 }
 
 async fn streamed(

@@ -36,6 +36,11 @@ impl ApiError {
         ApiError::field(param, "unsupported_parameter", message)
     }
 
+    /// The same, about a field of the object `outer`.
+    pub(super) fn within(self, outer: &str) -> ApiError {
+        ApiError { param: self.param.map(|param| format!("{outer}.{param}").into()), ..self }
+    }
+
     /// 404, with what there is instead.
     pub(super) fn no_model(asked: Option<&str>, known: &[String]) -> ApiError {
         let known = if known.is_empty() {

@@ -6,6 +6,7 @@ use crate::driver::ServedModel;
 use serde_json::Value;
 use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
+use std::time::Duration;
 use weir_scheduler::{Priority, Sampling};
 
 /// Which of the two APIs a request came through.
@@ -36,6 +37,8 @@ pub(super) struct Request {
     pub(super) echo: bool,
     pub(super) priority: Priority,
     pub(super) tags: Vec<(String, String)>,
+    /// The first token must come within this.
+    pub(super) ttft: Option<Duration>,
 }
 
 /// What is to be continued.
@@ -75,7 +78,7 @@ impl Request {
         let ignore_eos = fields.boolean("ignore_eos")?.unwrap_or(false);
         let stream = fields.boolean("stream")?.unwrap_or(false);
         let include_usage = include_usage(&mut fields, stream)?;
-        let (priority, tags) = weir_options(&mut fields)?;
+        let WeirOptions { priority, tags, ttft } = weir_options(&mut fields)?;
         Ok(Request {
             api,
             model,
@@ -90,6 +93,7 @@ impl Request {
             echo,
             priority,
             tags,
+            ttft,
         })
     }
 }
@@ -378,10 +382,18 @@ fn include_usage(fields: &mut Fields, stream: bool) -> Result<bool, ApiError> {
     Ok(options.boolean("include_usage")?.unwrap_or(false))
 }
 
-/// The `weir` object: who goes first, and labels that policies look at.
-fn weir_options(fields: &mut Fields) -> Result<(Priority, Vec<(String, String)>), ApiError> {
-    let Some(mut options) = fields.object("weir")? else { return Ok((Priority::Normal, Vec::new())) };
-    let priority = match options.string("priority")?.as_deref() {
+/// The `weir` object: who goes first, labels that policies look at, and how long the first token may take.
+#[derive(Default)]
+struct WeirOptions {
+    priority: Priority,
+    tags: Vec<(String, String)>,
+    ttft: Option<Duration>,
+}
+
+fn weir_options(fields: &mut Fields) -> Result<WeirOptions, ApiError> {
+    let Some(mut options) = fields.object("weir")? else { return Ok(WeirOptions::default()) };
+    let within = |error: ApiError| error.within("weir");
+    let priority = match options.string("priority").map_err(within)?.as_deref() {
         None | Some("normal") => Priority::Normal,
         Some("interactive") => Priority::Interactive,
         Some("background") => Priority::Background,
@@ -393,7 +405,7 @@ fn weir_options(fields: &mut Fields) -> Result<(Priority, Vec<(String, String)>)
             ));
         }
     };
-    let tags = options.object("tags")?.map(Fields::into_map).unwrap_or_default();
+    let tags = options.object("tags").map_err(within)?.map(Fields::into_map).unwrap_or_default();
     let bad =
         |what: &str| ApiError::field("weir.tags", "invalid_value", format!("Invalid 'weir.tags': {what}."));
     if tags.len() > 32 {
@@ -406,7 +418,8 @@ fn weir_options(fields: &mut Fields) -> Result<(Priority, Vec<(String, String)>)
             _ => Err(bad("names up to 64 bytes, values strings up to 256 bytes")),
         })
         .collect::<Result<_, _>>()?;
-    Ok((priority, tags))
+    let ttft = options.integer("ttft_ms", 1..=86_400_000).map_err(within)?;
+    Ok(WeirOptions { priority, tags, ttft: ttft.map(|ms| Duration::from_millis(ms as u64)) })
 }
 
 fn missing(param: impl Into<String>) -> ApiError {

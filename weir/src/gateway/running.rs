@@ -1,7 +1,10 @@
 //! The generations of one request, read as one.
 use crate::driver::Generation;
+use std::future::Future;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
+use tokio::time::{Instant, Sleep, sleep_until};
 use weir_scheduler::{Event, Failure, FailureKind, Usage};
 
 /// Generations under way, by choice. Dropping it cancels what still runs.
@@ -12,16 +15,19 @@ pub(super) struct Running {
     next: usize,
     first_request: u64,
     nodes: Vec<Arc<str>>,
+    /// When the first event must have come; none once it has.
+    first_by: Option<Pin<Box<Sleep>>>,
 }
 
 impl Running {
-    /// At least one generation.
-    pub(super) fn new(choices: Vec<Generation>) -> Running {
+    /// At least one generation. If nothing has come of any by `first_by`, all are cancelled, and that is the event.
+    pub(super) fn new(choices: Vec<Generation>, first_by: Option<Instant>) -> Running {
         Running {
             open: choices.len(),
             next: 0,
             first_request: choices.first().map_or(0, |g| g.id.0),
             nodes: Vec::new(),
+            first_by: first_by.map(|at| Box::pin(sleep_until(at))),
             choices: choices.into_iter().map(Some).collect(),
         }
     }
@@ -51,7 +57,13 @@ impl Running {
                 self.open -= 1;
             }
             self.next = choice + 1;
+            self.first_by = None;
             return Poll::Ready(Some((choice, event)));
+        }
+        if self.first_by.as_mut().is_some_and(|late| late.as_mut().poll(cx).is_ready()) {
+            self.abandon();
+            let message = "no token came within the time that weir.ttft_ms allows".into();
+            return Poll::Ready(Some((0, Event::Failed(Failure { kind: FailureKind::Deadline, message }))));
         }
         Poll::Pending
     }

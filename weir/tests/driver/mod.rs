@@ -1,5 +1,6 @@
 //! The whole path within a process, on the null device: driver, scheduler, link, node, engine.
 use std::time::{Duration, Instant};
+use tokio::sync::mpsc::Receiver;
 use tokio::task::JoinSet;
 use weir::driver::{Ask, Driver, DriverConfig, Generation, ModelSpec};
 use weir_backends::null::{NULL_MODEL, Null, NullCost};
@@ -43,7 +44,11 @@ struct Node {
 
 impl Node {
     async fn attach(driver: &Driver, name: &str, step: Duration) -> Node {
-        let null = Null { cost: NullCost { step, ..NullCost::default() }, ..Null::default() };
+        let cost = NullCost { step, ..NullCost::default() };
+        Node::attach_null(driver, name, Null { cost, ..Null::default() }).await
+    }
+
+    async fn attach_null(driver: &Driver, name: &str, null: Null) -> Node {
         let loaded = weir_node::null(&null, LoadOptions::default()).unwrap();
         let engine = loaded.engine.clone();
         let resident = Resident::new(loaded.held, loaded.engine);
@@ -76,9 +81,14 @@ struct Seen {
 }
 
 async fn read(generation: &mut Generation) -> Seen {
+    read_events(&mut generation.events).await
+}
+
+async fn read_events(mut events: impl std::borrow::BorrowMut<Receiver<Event>>) -> Seen {
+    let events = events.borrow_mut();
     let (mut ids, mut text) = (Vec::new(), String::new());
     loop {
-        match generation.events.recv().await.expect("a generation ends with an end") {
+        match events.recv().await.expect("a generation ends with an end") {
             Event::Token(token) => {
                 assert_eq!(token.position as usize, ids.len(), "positions are contiguous");
                 ids.push(token.id);
@@ -86,7 +96,7 @@ async fn read(generation: &mut Generation) -> Seen {
             }
             Event::Finished { reason, text: rest, usage } => {
                 text += &rest;
-                assert!(generation.events.recv().await.is_none(), "nothing follows the end");
+                assert!(events.recv().await.is_none(), "nothing follows the end");
                 return Seen { ids, text, end: Ok((reason, usage)) };
             }
             Event::Failed(failure) => return Seen { ids, text, end: Err(failure) },
@@ -241,9 +251,7 @@ async fn a_reader_that_stalls_slows_only_itself() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_dead_engine_is_unhealthy() {
-    let config = DriverConfig { models: vec![ModelSpec::null()], ..DriverConfig::default() };
-    let driver = Driver::start(config).await.unwrap();
+async fn models_that_make_no_sense_are_refused() {
     let mut paced = ModelSpec::parse_null("null:step_us=100,end=50").unwrap().unwrap();
     assert_eq!(paced.name, "null");
     paced.name = "again".into();
@@ -251,7 +259,92 @@ async fn a_dead_engine_is_unhealthy() {
     assert!(Driver::start(DriverConfig { models: twice, ..DriverConfig::default() }).await.is_err());
     assert!(ModelSpec::parse_null("smollm2").is_none());
     assert!(ModelSpec::parse_null("null:step=x").unwrap().is_err());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_dead_engine_is_unhealthy() {
+    let doomed = ModelSpec::parse_null("null:fail_after=20").unwrap().unwrap();
+    let config = DriverConfig { models: vec![doomed], ..DriverConfig::default() };
+    let driver = Driver::start(config).await.unwrap();
     assert!(driver.health().ready);
+    let seen = read(&mut driver.generate(ask(vec![1, 2], 1000)).await.unwrap()).await;
+    let failure = seen.end.unwrap_err();
+    assert_eq!(failure.kind, FailureKind::Internal);
+    // the stream's own end, or the node's report, whichever comes first
+    let says = ["as it was told to", "died"];
+    assert!(says.iter().any(|says| failure.message.contains(says)), "{}", failure.message);
+    assert!(seen.ids.len() <= 20);
+    let health = driver.health();
+    assert!(!health.live && !health.ready && health.detail.starts_with("null: "), "{health:?}");
+    assert!(health.detail.contains("as it was told to"), "{health:?}");
+    // refused, or accepted and failed: but at once
+    match driver.generate(ask(vec![3], 10)).await {
+        Err(failure) => assert_ne!(failure.kind, FailureKind::Invalid, "{}", failure.message),
+        Ok(mut generation) => assert!(read(&mut generation).await.end.is_err()),
+    }
+    driver.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn streams_outlive_their_engine() {
+    let expected = undisturbed(20).await;
+    let driver = scheduler().await;
+    let step = Duration::from_millis(1);
+    let cost = NullCost { step, ..NullCost::default() };
+    let doomed = Node::attach_null(&driver, "doomed", Null { cost, fail_after: 40, ..Null::default() }).await;
+    let mut streams = JoinSet::new();
+    for n in 0..20 {
+        let driver = driver.clone();
+        streams.spawn(async move {
+            let mut generation = driver.generate(various(n)).await.unwrap();
+            let seen = read(&mut generation).await;
+            (n, seen, generation.nodes())
+        });
+    }
+    let heir = Node::attach(&driver, "heir", step).await;
+    while let Some(done) = streams.join_next().await {
+        let (n, seen, nodes) = done.unwrap();
+        assert_eq!(ids_and_text(&seen), ids_and_text(&expected[n as usize]), "request {n} on {nodes:?}");
+        assert_eq!(&*nodes[nodes.len() - 1], "heir", "request {n}");
+    }
+    assert!(doomed.resident.trouble().is_some());
+    assert_eq!(heir.resident.trouble(), None);
+    let seen = read(&mut driver.generate(various(1)).await.unwrap()).await;
+    assert_eq!(ids_and_text(&seen), ids_and_text(&expected[1]), "and new ones are served");
+}
+
+/// A real model from its file through load, node, link and scheduler: the tokens that its engine gives when it is
+/// asked directly.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_real_model_answers_through_the_whole_path() {
+    let folder = std::env::var_os("WEIR_TEST_MODELS").map(std::path::PathBuf::from);
+    let Some(path) = folder.map(|folder| folder.join("smollm2.gguf")).filter(|path| path.is_file()) else {
+        assert!(std::env::var_os("CI").is_none(), "CI needs WEIR_TEST_MODELS, a folder with smollm2.gguf");
+        eprintln!("SKIPPED: WEIR_TEST_MODELS is no folder with smollm2.gguf");
+        return;
+    };
+    let config = DriverConfig { models: vec![ModelSpec::file("m", &path)], ..DriverConfig::default() };
+    let driver = Driver::start(config).await.unwrap();
+    let model = driver.model("m").unwrap();
+    assert_eq!((model.context, model.tokenizer.len()), (8192, 49152));
+    let prompt =
+        model.tokenizer.encode_prompt("The capital of France is", weir_backends::text::Special::Parse);
+    let greedy = Ask { model: model.id, sampling: Sampling::default(), ..ask(prompt, 40) };
+    let mut both = JoinSet::new();
+    for _ in 0..2 {
+        let (driver, ask) = (driver.clone(), greedy.clone());
+        both.spawn(async move { read(&mut driver.generate(ask).await.unwrap()).await });
+    }
+    let seen = both.join_all().await;
+    assert!(seen[0].text.contains("Paris"), "{}", seen[0].text);
+    assert_eq!(ids_and_text(&seen[0]), ids_and_text(&seen[1]));
+    driver.shutdown().await;
+
+    let cpu = weir_backends::cpu::Cpu::new(Default::default());
+    let direct = weir_backends::load::load(&path, Some(model.id), &cpu, LoadOptions::default()).unwrap();
+    let (sink, events) = tokio::sync::mpsc::channel(64);
+    direct.engine.generate(greedy, sink).unwrap();
+    assert_eq!(seen[0], read_events(events).await);
 }
 
 /// Not a test of speed, since machines are shared; but it says what it saw.

@@ -49,6 +49,8 @@ async fn fields_out_of_range_or_of_the_wrong_type() {
         (json!({ "logit_bias": { "4000000000": 1 } }), "invalid_value", "logit_bias"),
         (json!({ "weir": { "priority": "first" } }), "invalid_value", "weir.priority"),
         (json!({ "weir": { "tags": { "a": 1 } } }), "invalid_value", "weir.tags"),
+        (json!({ "weir": { "ttft_ms": 0 } }), "integer_below_min_value", "weir.ttft_ms"),
+        (json!({ "weir": { "ttft_ms": "soon" } }), "invalid_type", "weir.ttft_ms"),
     ] {
         check(&server, CHAT, fields.clone(), code, param).await;
         check(&server, COMPLETE, fields, code, param).await;

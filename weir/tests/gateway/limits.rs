@@ -154,6 +154,31 @@ async fn requests_that_take_too_long() {
     assert_eq!(reply.error(), (504, "timeout".into(), String::new()));
 }
 
+/// The null model takes 10 ms for the first token; the rest may take as long as it likes.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_first_token_that_comes_too_late() {
+    let server = Server::paced("null:step_us=30000", |_| ()).await;
+    for stream in [false, true] {
+        let request = |ttft_ms: u32, n: u32| {
+            json!({ "model": MODEL, "prompt": "x", "max_tokens": 5, "n": n, "stream": stream,
+                "weir": { "ttft_ms": ttft_ms } })
+        };
+        let late = server.complete(&request(1, 2)).await;
+        assert_eq!(late.error(), (504, "timeout".into(), String::new()));
+        assert!(late.body.contains("ttft_ms"), "{late:?}");
+        assert_eq!(server.complete(&request(60_000, 1)).await.status, 200);
+    }
+    // what was late is cancelled: 100 tokens would take 3 s, and there are 16 slots
+    let body = json!({ "model": MODEL, "prompt": "x", "max_tokens": 100, "weir": { "ttft_ms": 1 } });
+    let start = Instant::now();
+    for _ in 0..64 {
+        assert_eq!(server.complete(&body).await.status, 504);
+    }
+    let next = json!({ "model": MODEL, "prompt": "x", "max_tokens": 1 });
+    assert_eq!(server.complete(&next).await.status, 200);
+    assert!(start.elapsed() < Duration::from_secs(8), "{:?}", start.elapsed());
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn several_requests_on_one_connection() {
     let server = Server::start().await;

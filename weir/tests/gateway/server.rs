@@ -23,7 +23,11 @@ impl Server {
 
     pub async fn with(change: impl FnOnce(&mut GatewayConfig)) -> Server {
         // slow enough that a long answer can be interrupted
-        let null = ModelSpec::parse_null("null:step_us=100").expect("its own name").expect("a pace");
+        Server::paced("null:step_us=100", change).await
+    }
+
+    pub async fn paced(null: &str, change: impl FnOnce(&mut GatewayConfig)) -> Server {
+        let null = ModelSpec::parse_null(null).expect("its own name").expect("a pace");
         let config = DriverConfig { models: vec![null], ..DriverConfig::default() };
         let driver = Driver::start(config).await.expect("the null model needs nothing");
         let mut config = GatewayConfig::new("127.0.0.1:0".parse().unwrap());
