@@ -4,9 +4,11 @@
 mod load;
 mod meter;
 mod null;
+mod text;
 mod worker;
 
 pub use load::{Loaded, load};
 pub use null::null;
+pub use text::{ModelText, ReadTextError, TEXT_MAX};
 pub use weir_backends::load::{LoadError, LoadOptions};
-pub use worker::{Resident, Worker, WorkerError};
+pub use worker::{Credentials, Resident, Worker, WorkerError};

@@ -1,12 +1,14 @@
 //! What a node holds.
 use crate::meter;
+use crate::text::ModelText;
 use std::path::Path;
 use std::sync::Arc;
 use weir_backends::engine::EngineHandle;
+use weir_backends::gguf::ModelFile;
 use weir_backends::load::{self, LoadError, LoadOptions};
 use weir_backends::program::Device;
 use weir_backends::text::{ChatTemplate, Tokenizer};
-use weir_scheduler::{Held, KvType, ModelId, Rates};
+use weir_scheduler::{Held, KvType, ModelId, Rates, TextId};
 
 /// A model ready to run.
 pub struct Loaded {
@@ -16,6 +18,8 @@ pub struct Loaded {
     pub tokenizer: Arc<Tokenizer>,
     /// Of the file; the plain one where it has none.
     pub template: Arc<ChatTemplate>,
+    /// Tokenizer and template, as they are handed out.
+    pub text: ModelText,
     /// What a node says of it.
     pub held: Held,
     /// The device, for a person.
@@ -24,21 +28,28 @@ pub struct Loaded {
     pub weight_bytes: u64,
 }
 
-/// Loads a model ([`load::load`]) that a node is to hold.
+/// Loads a model ([`load::load`]) that a node is to hold. It is called by its file's name until somebody gives it
+/// another.
 pub fn load(
     file: &Path,
     id: Option<ModelId>,
     device: &dyn Device,
     options: LoadOptions,
 ) -> Result<Loaded, LoadError> {
-    let load::Loaded { engine, tokenizer, template, device, weight_bytes } =
-        load::load(file, id, device, options)?;
-    let held = held(&engine, &device.numerics, meter::guess(weight_bytes));
-    Ok(Loaded { engine, tokenizer, template, held, device: device.description, weight_bytes })
+    let model = ModelFile::open(file)?;
+    let (loaded, text) = std::thread::scope(|scope| {
+        let text = scope.spawn(|| ModelText::of(&model));
+        (load::load(file, id, device, options), text.join())
+    });
+    let text = text.map_err(|_| LoadError::Interrupted("the text's thread died"))?;
+    let load::Loaded { engine, tokenizer, template, device, weight_bytes } = loaded?;
+    let name = file.file_stem().map_or_else(|| "model".into(), |stem| stem.to_string_lossy().into_owned());
+    let held = held(&engine, name, text.id(), &device.numerics, meter::guess(weight_bytes));
+    Ok(Loaded { engine, tokenizer, template, text, held, device: device.description, weight_bytes })
 }
 
 /// What a node says of an engine.
-pub(crate) fn held(engine: &EngineHandle, numerics: &str, rates: Rates) -> Held {
+pub(crate) fn held(engine: &EngineHandle, name: String, text: TextId, numerics: &str, rates: Rates) -> Held {
     let config = engine.config();
     let kv = match config.layout.kv {
         KvType::F16 => "f16",
@@ -46,6 +57,8 @@ pub(crate) fn held(engine: &EngineHandle, numerics: &str, rates: Rates) -> Held 
     };
     Held {
         model: config.model,
+        name,
+        text: Some(text),
         context: config.context,
         numerics: format!("{numerics}/kv-{kv}"),
         kv: config.layout.kv,

@@ -1,6 +1,7 @@
 //! The null model: made-up words at a modelled pace, for load tests and for trying things out without a model.
 use crate::load::{Loaded, held};
 use crate::meter;
+use crate::text::ModelText;
 use std::sync::Arc;
 use weir_backends::engine::{Engine, EngineConfig};
 use weir_backends::gguf::write::Writer;
@@ -17,7 +18,9 @@ const CONTEXT: u32 = 8192;
 /// Starts an engine on the null device. Its tokens are bytes and words like ` t300`; the prompt is read as bytes.
 pub fn null(null: &Null, options: LoadOptions) -> Result<Loaded, LoadError> {
     let null = Null { vocab: null.vocab.max(300), ..null.clone() };
-    let tokenizer = Arc::new(tokenizer(null.vocab)?);
+    let file = file(null.vocab)?;
+    let tokenizer = Arc::new(Tokenizer::from_gguf(&file)?);
+    let text = ModelText::of(&file);
     let context = options.context.unwrap_or(CONTEXT).max(1);
     let slots = options.slots.max(1);
     let layout = KvLayout {
@@ -31,12 +34,12 @@ pub fn null(null: &Null, options: LoadOptions) -> Result<Loaded, LoadError> {
     let engine = Engine::spawn(null.program(layout), tokenizer.clone(), config);
     let info = null.describe();
     let template = Arc::new(ChatTemplate::fallback(&tokenizer));
-    let held = held(&engine, &info.numerics, meter::guess(0));
-    Ok(Loaded { engine, tokenizer, template, held, device: info.description, weight_bytes: 0 })
+    let held = held(&engine, "null".into(), text.id(), &info.numerics, meter::guess(0));
+    Ok(Loaded { engine, tokenizer, template, text, held, device: info.description, weight_bytes: 0 })
 }
 
 /// Token 0 ends, 1 to 256 are the bytes, the rest words.
-fn tokenizer(vocab: u32) -> Result<Tokenizer, LoadError> {
+fn file(vocab: u32) -> Result<ModelFile, LoadError> {
     let bytes = (0..=255u8).map(byte_name);
     let words = (257..vocab).map(|id| format!("\u{120}t{id}"));
     let tokens: Vec<String> = std::iter::once("<|end|>".to_owned()).chain(bytes).chain(words).collect();
@@ -50,7 +53,7 @@ fn tokenizer(vocab: u32) -> Result<Tokenizer, LoadError> {
     writer.set("tokenizer.ggml.eos_token_id", 0u32);
     let mut file = Vec::new();
     writer.write(&mut file, |_| Vec::new()).expect("writing to memory does not fail");
-    Ok(Tokenizer::from_gguf(&ModelFile::from_bytes(file)?)?)
+    Ok(ModelFile::from_bytes(file)?)
 }
 
 /// How byte-level BPE writes a byte: printable ones as themselves, the others shifted to U+0100 and on.

@@ -1,16 +1,22 @@
 //! A node at work: it tells the scheduler what it holds, runs what it is given, and streams what comes out.
 use crate::meter::{Meter, Observed};
+use crate::text::ModelText;
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::{MissedTickBehavior, interval, timeout};
 use weir_backends::engine::EngineHandle;
 use weir_scheduler::{
-    Event, Failure, FailureKind, Generate, Held, ModelStatus, Profile, RequestId, Status, Token,
+    Event, Failure, FailureKind, Generate, Held, ModelId, ModelStatus, Priority, Profile, RequestId, Status,
+    TextId, Token,
 };
-use weir_transport::{Frame, FrameError, Hello, Link, LinkError, Message, Stream, VERSION};
+use weir_transport::{
+    Fetch, Frame, FrameError, Hello, Link, LinkError, Message, Order, PIECE_MAX, Proof, Refusal, Stream,
+    Urgency, VERSION,
+};
 
 /// Events of a request on their way from the engine, at most; beyond that its sequence rests.
 const EVENTS_MAX: usize = 32;
@@ -25,6 +31,7 @@ const STEP_MAX: Duration = Duration::from_secs(60);
 #[derive(Clone)]
 pub struct Resident {
     held: Held,
+    text: ModelText,
     engine: EngineHandle,
     meter: Arc<Mutex<Meter>>,
     running: Arc<AtomicU32>,
@@ -34,7 +41,18 @@ pub struct Resident {
 #[derive(Clone)]
 pub struct Worker {
     name: Arc<str>,
+    devices: Arc<[String]>,
     residents: Arc<[Resident]>,
+    draining: watch::Sender<bool>,
+}
+
+/// By what a scheduler knows a node, or lets it in.
+#[derive(Clone, Debug, Default)]
+pub struct Credentials {
+    /// Of the node's key, over this link.
+    pub proof: Option<Proof>,
+    /// From a join link.
+    pub token: Option<String>,
 }
 
 /// Why a worker stopped serving.
@@ -47,8 +65,11 @@ pub enum WorkerError {
     #[error("the scheduler did not answer as one should: {0}")]
     Greeting(&'static str),
     /// It wants a protocol version that this program doesn't speak.
-    #[error("the scheduler wants protocol version {0:#06x}, this program speaks {VERSION:#06x}")]
+    #[error("the scheduler wants protocol version {0}, this program speaks version {VERSION}")]
     Version(u16),
+    /// The scheduler doesn't want this node.
+    #[error("{}", .0.message)]
+    Refused(Refusal),
 }
 
 impl From<FrameError> for WorkerError {
@@ -59,9 +80,14 @@ impl From<FrameError> for WorkerError {
 
 impl Resident {
     /// A model that `engine` runs.
-    pub fn new(held: Held, engine: EngineHandle) -> Resident {
+    pub fn new(held: Held, text: ModelText, engine: EngineHandle) -> Resident {
         let meter = Arc::new(Mutex::new(Meter::new(held.rates, held.slots)));
-        Resident { held, engine, meter, running: Arc::default() }
+        Resident { held, text, engine, meter, running: Arc::default() }
+    }
+
+    /// What requests call it.
+    pub fn name(&self) -> &str {
+        &self.held.name
     }
 
     /// What is wrong with it, if anything is.
@@ -87,6 +113,7 @@ impl Resident {
             alive: self.trouble().is_none(),
             running: small(status.running),
             waiting: small(status.queued),
+            queued_tokens: small(status.queued_prompt_tokens),
             kv_blocks_free: small(status.kv_blocks_free + status.kv_blocks_cached),
             steps: status.steps,
             rates: Some(self.meter.lock().unwrap_or_else(PoisonError::into_inner).rates()),
@@ -95,9 +122,20 @@ impl Resident {
 }
 
 impl Worker {
-    /// A node that holds these models.
-    pub fn new(name: &str, residents: Vec<Resident>) -> Worker {
-        Worker { name: name.into(), residents: residents.into() }
+    /// A node that holds these models, on these devices (for a person).
+    pub fn new(name: &str, devices: Vec<String>, residents: Vec<Resident>) -> Worker {
+        let draining = watch::Sender::new(false);
+        Worker { name: name.into(), devices: devices.into(), residents: residents.into(), draining }
+    }
+
+    /// Tells every scheduler to send nothing more, and to take back what it can.
+    pub fn drain(&self) {
+        self.draining.send_replace(true);
+    }
+
+    /// Requests under way, for all schedulers.
+    pub fn running(&self) -> u32 {
+        self.residents.iter().map(|r| r.running.load(Ordering::Relaxed)).sum()
     }
 
     /// What it holds.
@@ -107,18 +145,20 @@ impl Worker {
 
     /// Serves the scheduler at the other end until the link closes; returns why it did. What is running then, or when
     /// the future is dropped, is cancelled.
-    pub async fn serve(&self, link: &Link) -> WorkerError {
-        match self.greet_and_serve(link).await {
+    pub async fn serve(&self, link: &Link, credentials: Credentials) -> WorkerError {
+        match self.greet_and_serve(link, credentials).await {
             Ok(()) => LinkError::Closed("the scheduler said goodbye".into()).into(),
             Err(error) => error,
         }
     }
 
-    async fn greet_and_serve(&self, link: &Link) -> Result<(), WorkerError> {
+    async fn greet_and_serve(&self, link: &Link, credentials: Credentials) -> Result<(), WorkerError> {
         let mut control = link.open().await?;
-        let every = self.greet(&mut control).await?;
-        let models = self.residents.iter().map(|r| r.held.clone()).collect();
-        control.send.send(Frame::profile(Profile { name: self.name.to_string(), models })).await?;
+        control.send.set_urgency(Urgency::Control);
+        let every = self.greet(&mut control, credentials).await?;
+        control.send.send(Frame::profile(&self.profile())).await?;
+        let mut told = HashMap::new();
+        let mut draining = self.draining.subscribe();
         let mut beat = interval(every);
         beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut requests = JoinSet::new();
@@ -128,34 +168,64 @@ impl Worker {
                     let (stream, worker) = (stream?, self.clone());
                     requests.spawn(async move { worker.answer(stream).await });
                 }
-                _ = beat.tick() => {
-                    let models = self.residents.iter().map(Resident::status).collect();
-                    let status = Frame::status(Status { draining: false, models });
-                    // A scheduler that doesn't read heartbeats is gone or stuck.
-                    timeout(GREETING, control.send.send(status))
-                        .await
-                        .map_err(|_| WorkerError::Greeting("it reads no heartbeats"))??;
-                }
+                _ = beat.tick() => self.beat(&mut control, &mut told).await?,
+                Ok(()) = draining.changed() => self.beat(&mut control, &mut told).await?,
                 Some(done) = requests.join_next() => {
                     if let Err(error) = done && error.is_panic() {
                         tracing::error!("a request's task panicked: {error}");
                     }
                 }
-                frame = control.receive.next() => {
-                    if frame?.is_none() {
-                        return Ok(());
-                    }
-                }
+                frame = control.receive.next() => match frame? {
+                    Some(frame) => self.obey(&frame)?,
+                    None => return Ok(()),
+                },
             }
         }
     }
 
+    fn profile(&self) -> Profile {
+        Profile {
+            name: self.name.to_string(),
+            devices: self.devices.to_vec(),
+            models: self.residents.iter().map(|r| r.held.clone()).collect(),
+            ..Profile::default()
+        }
+    }
+
+    /// Sends a heartbeat with what has changed since the last.
+    async fn beat(
+        &self,
+        control: &mut Stream,
+        told: &mut HashMap<ModelId, ModelStatus>,
+    ) -> Result<(), WorkerError> {
+        let mut models: Vec<ModelStatus> = self.residents.iter().map(Resident::status).collect();
+        models.retain(|now| told.insert(now.model, now.clone()).as_ref() != Some(now));
+        let status = Frame::status(Status { draining: *self.draining.borrow(), models });
+        // A scheduler that doesn't read heartbeats is gone or stuck.
+        let sent = timeout(GREETING, control.send.send(status)).await;
+        Ok(sent.map_err(|_| WorkerError::Greeting("it reads no heartbeats"))??)
+    }
+
+    fn obey(&self, frame: &Frame) -> Result<(), WorkerError> {
+        match frame.read()? {
+            Message::Order(Order::Drain { on: true }) => tracing::warn!("the scheduler drains this node"),
+            Message::Order(Order::Drain { on: false }) => {
+                tracing::warn!("the scheduler uses this node again")
+            }
+            Message::Order(Order::Other) => tracing::debug!("an order that this program doesn't know"),
+            _ => return Err(WorkerError::Greeting("what came is no order")),
+        }
+        Ok(())
+    }
+
     /// Introduces itself; returns how often to send a heartbeat.
-    async fn greet(&self, control: &mut Stream) -> Result<Duration, WorkerError> {
+    async fn greet(&self, control: &mut Stream, credentials: Credentials) -> Result<Duration, WorkerError> {
         let hello = Hello {
             versions: vec![VERSION],
             software: env!("CARGO_PKG_VERSION").into(),
             name: self.name.to_string(),
+            proof: credentials.proof,
+            token: credentials.token,
         };
         control.send.send(Frame::hello(&hello)).await?;
         let answer = timeout(GREETING, control.receive.next()).await;
@@ -163,6 +233,10 @@ impl Worker {
             .map_err(|_| WorkerError::Greeting("no welcome came"))??
             .ok_or(WorkerError::Greeting("it hung up"))?;
         match frame.read()? {
+            Message::Welcome(welcome) if welcome.refused.is_some() => {
+                let refusal = welcome.refused.ok_or(WorkerError::Greeting("it refuses without a reason"))?;
+                Err(WorkerError::Refused(refusal))
+            }
             Message::Welcome(welcome) if welcome.version == VERSION => {
                 Ok(Duration::from_millis(u64::from(welcome.heartbeat_ms.clamp(10, 60_000))))
             }
@@ -176,6 +250,7 @@ impl Worker {
         let ask = match timeout(GREETING, stream.receive.next()).await {
             Ok(Ok(Some(frame))) => match frame.read() {
                 Ok(Message::Generate(ask)) => *ask,
+                Ok(Message::Fetch(fetch)) => return self.hand_out(stream, &fetch).await,
                 Ok(_) => return tracing::warn!("a stream began with a {:?} frame", frame.kind()),
                 Err(error) => return tracing::warn!("{error}"),
             },
@@ -183,6 +258,11 @@ impl Worker {
             Ok(_) | Err(_) => return,
         };
         let (request, attempt) = (ask.request, ask.attempt);
+        stream.send.set_urgency(match ask.priority {
+            Priority::Background => Urgency::Background,
+            Priority::Normal => Urgency::Normal,
+            Priority::Interactive => Urgency::Interactive,
+        });
         let failed = match self.residents.iter().find(|r| r.held.model == ask.model) {
             Some(resident) => resident.run(ask, &mut stream).await.err(),
             None => Some(Failure {
@@ -193,6 +273,21 @@ impl Worker {
         if let Some(failure) = failed {
             // If that can't be sent either, the stream is gone and nobody waits for it.
             _ = stream.send.send(Frame::failed(request, attempt, failure)).await;
+        }
+        stream.send.finish();
+    }
+}
+
+impl Worker {
+    /// Sends a model's text, piece by piece; resets the stream where there is none.
+    async fn hand_out(&self, mut stream: Stream, fetch: &Fetch) {
+        let wanted = |id: TextId| self.residents.iter().find(|r| r.text.id() == id);
+        let Some(resident) = fetch.text().and_then(wanted) else { return };
+        stream.send.set_urgency(Urgency::Background);
+        for piece in resident.text.bytes().chunks(PIECE_MAX) {
+            if stream.send.send(Frame::piece(piece)).await.is_err() {
+                return;
+            }
         }
         stream.send.finish();
     }

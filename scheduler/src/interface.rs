@@ -1,5 +1,5 @@
 //! What goes into the state machine and what comes out of it.
-use crate::{Event, FromNode, Generate, NodeId, Profile, RequestId, ToNode};
+use crate::{Event, FromNode, Generate, ModelId, NodeId, Profile, RequestId, ToNode, Trust};
 use std::time::Duration;
 
 /// What happened.
@@ -36,6 +36,13 @@ pub enum Input {
         node: NodeId,
         /// Why, for a person.
         reason: String,
+    },
+    /// A node is to get nothing new, and what runs there moves elsewhere as soon as it can; or it is used again.
+    Drain {
+        /// Which.
+        node: NodeId,
+        /// Whether it drains.
+        on: bool,
     },
     /// The time of [`crate::Scheduler::wake_at`] has come.
     Tick,
@@ -116,4 +123,40 @@ pub struct Load {
     pub running: usize,
     /// Requests that wait for a node.
     pub waiting: usize,
+}
+
+/// A node as the scheduler sees it, for a person.
+#[derive(Clone, Debug, PartialEq)]
+pub struct NodeView {
+    /// Which.
+    pub node: NodeId,
+    /// Its name.
+    pub name: String,
+    /// Whose it is.
+    pub trust: Trust,
+    /// It gets nothing new.
+    pub draining: bool,
+    /// How long it has said nothing.
+    pub silent: Duration,
+    /// What it holds.
+    pub models: Vec<ModelView>,
+}
+
+/// A model on a node.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ModelView {
+    /// Which.
+    pub model: ModelId,
+    /// What requests call it.
+    pub name: String,
+    /// Its engine works.
+    pub alive: bool,
+    /// Requests of ours that run there.
+    pub running: u32,
+    /// Sequences that run at once, at most.
+    pub slots: u32,
+    /// Tokens that came from there.
+    pub tokens: u64,
+    /// From one token to the next with one sequence, as observed.
+    pub token_time: Duration,
 }

@@ -16,9 +16,9 @@ mod schedule;
 mod time;
 
 pub use block::{BLOCK_TOKENS, BlockKey, KvType, chain};
-pub use interface::{Input, Limits, Load, Output};
-pub use node::{FromNode, Held, ModelStatus, Profile, Rates, Status, ToNode};
-pub use policy::{Fastest, Offer, Policy};
+pub use interface::{Input, Limits, Load, ModelView, NodeView, Output};
+pub use node::{FromNode, Held, ModelStatus, Profile, Rates, Status, TextId, ToNode, Trust};
+pub use policy::{Fastest, Offer, PRIVATE, Policy};
 pub use request::{
     Candidate, Event, Failure, FailureKind, Finish, Generate, KeyId, Logprob, ModelId, NodeId, Priority,
     RequestId, Sampling, Token, TraceContext, Usage,

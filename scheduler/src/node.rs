@@ -2,11 +2,31 @@
 use crate::{Event, Generate, KvType, ModelId, RequestId};
 use std::time::Duration;
 
+/// Whose a node is. The scheduler decides it when a node joins; what a node says of itself doesn't count.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Trust {
+    /// Ours: it may see every request.
+    #[default]
+    Own,
+    /// Somebody else's: it sees no request that is tagged [`crate::PRIVATE`].
+    Guest,
+}
+
+/// A model's tokenizer and chat template by content: the SHA-256 of [`Held::text`]'s bytes as a node hands them out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct TextId(pub [u8; 32]);
+
 /// What a node is and holds.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Profile {
     /// For a person.
     pub name: String,
+    /// Whose it is.
+    pub trust: Trust,
+    /// Its devices, for a person.
+    pub devices: Vec<String>,
+    /// Bytes that further models may take; 0 where it doesn't say.
+    pub memory_free: u64,
     /// What it can serve now.
     pub models: Vec<Held>,
 }
@@ -16,6 +36,10 @@ pub struct Profile {
 pub struct Held {
     /// Which.
     pub model: ModelId,
+    /// What requests call it.
+    pub name: String,
+    /// Its tokenizer and chat template, if the node hands them out.
+    pub text: Option<TextId>,
     /// Longest sequence, prompt and output, in tokens.
     pub context: u32,
     /// Kernel family, activation and KV types: between equal ids equal seeds give equal tokens.
@@ -55,7 +79,7 @@ impl Rates {
 pub struct Status {
     /// Takes no new work.
     pub draining: bool,
-    /// Of each model that it holds.
+    /// Of each model that has changed since the heartbeat before.
     pub models: Vec<ModelStatus>,
 }
 
@@ -70,6 +94,8 @@ pub struct ModelStatus {
     pub running: u32,
     /// Sequences that wait for room.
     pub waiting: u32,
+    /// Tokens of prompts still to be computed, for whomever.
+    pub queued_tokens: u32,
     /// KV blocks free.
     pub kv_blocks_free: u32,
     /// Steps computed since it was loaded: progress, whoever's.

@@ -1,6 +1,9 @@
 //! What a policy answers: which offers a request may take, and which of them it likes best.
-use crate::{Generate, Held, NodeId};
+use crate::{Generate, Held, NodeId, Trust};
 use std::time::Duration;
+
+/// A request with a tag of this name is for nodes of our own only, whatever the tag's value.
+pub const PRIVATE: &str = "private";
 
 /// What one node could do for one request.
 #[derive(Clone, Debug)]
@@ -9,6 +12,8 @@ pub struct Offer<'a> {
     pub node: NodeId,
     /// Its name.
     pub name: &'a str,
+    /// Whose it is.
+    pub trust: Trust,
     /// The model there.
     pub held: &'a Held,
     /// Requests that it runs for this scheduler, of this model.
@@ -37,8 +42,11 @@ pub struct Fastest;
 const OTHER_NUMERICS_S: f64 = 1e6;
 
 impl Policy for Fastest {
-    fn admits(&self, _: &Generate, _: &Offer<'_>) -> Result<(), String> {
-        Ok(())
+    fn admits(&self, ask: &Generate, offer: &Offer<'_>) -> Result<(), String> {
+        match offer.trust == Trust::Guest && ask.tags.iter().any(|(name, _)| name == PRIVATE) {
+            true => Err(format!("it is private, and {} is a guest", offer.name)),
+            false => Ok(()),
+        }
     }
 
     fn cost(&self, _: &Generate, offer: &Offer<'_>) -> f64 {

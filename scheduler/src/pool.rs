@@ -1,5 +1,8 @@
 //! The nodes: what they hold, how busy they are, and how long a request would take on each.
-use crate::{Generate, Held, ModelId, NodeId, Offer, Policy, Priority, Profile, RequestId, Status, Time};
+use crate::{
+    Generate, Held, ModelId, ModelView, NodeId, NodeView, Offer, Policy, Priority, Profile, RequestId,
+    Status, Time, Trust,
+};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
@@ -14,9 +17,13 @@ pub(crate) const BUSY_PAUSE: Duration = Duration::from_millis(50);
 #[derive(Debug)]
 pub(crate) struct Node {
     pub name: String,
+    trust: Trust,
     /// When it last said anything.
     pub heard: Time,
+    /// By its own word.
     draining: bool,
+    /// By ours.
+    drained: bool,
     models: BTreeMap<ModelId, Serving>,
     pub requests: BTreeSet<RequestId>,
 }
@@ -34,6 +41,8 @@ struct Serving {
     prefill_ratio: f64,
     decode_ratio: f64,
     steps: u64,
+    /// That came from there.
+    tokens: u64,
     progress: Time,
     busy_until: Time,
 }
@@ -87,6 +96,13 @@ pub(crate) struct Pool {
     holders: BTreeMap<ModelId, BTreeSet<NodeId>>,
 }
 
+impl Node {
+    /// It gets nothing new.
+    pub fn is_draining(&self) -> bool {
+        self.draining || self.drained
+    }
+}
+
 impl Serving {
     fn new(now: Time, held: Held) -> Serving {
         Serving {
@@ -96,6 +112,7 @@ impl Serving {
             prefill_ratio: 1.0,
             decode_ratio: 1.0,
             steps: 0,
+            tokens: 0,
             progress: now,
             busy_until: now,
             held,
@@ -141,13 +158,16 @@ impl Pool {
     pub fn profile(&mut self, now: Time, id: NodeId, profile: Profile) {
         let node = self.nodes.entry(id).or_insert_with(|| Node {
             name: String::new(),
+            trust: Trust::Own,
             heard: now,
             draining: false,
+            drained: false,
             models: BTreeMap::new(),
             requests: BTreeSet::new(),
         });
         let mut before = std::mem::take(&mut node.models);
         node.name = profile.name;
+        node.trust = profile.trust;
         node.heard = now;
         for mut held in profile.models {
             held.slots = held.slots.max(1);
@@ -269,10 +289,40 @@ impl Pool {
     }
 
     /// The model got something done there.
-    pub fn progressed(&mut self, now: Time, id: NodeId, model: ModelId) {
+    pub fn progressed(&mut self, now: Time, id: NodeId, model: ModelId, tokens: u64) {
         if let Some(serving) = self.serving(id, model) {
             serving.progress = now;
+            serving.tokens += tokens;
         }
+    }
+
+    /// Whether a node is to get nothing new.
+    pub fn drain(&mut self, id: NodeId, on: bool) {
+        if let Some(node) = self.nodes.get_mut(&id) {
+            node.drained = on;
+        }
+    }
+
+    /// All nodes, for a person.
+    pub fn survey(&self, now: Time) -> Vec<NodeView> {
+        let model = |(id, serving): (&ModelId, &Serving)| ModelView {
+            model: *id,
+            name: serving.held.name.clone(),
+            alive: serving.alive,
+            running: serving.total(),
+            slots: serving.held.slots,
+            tokens: serving.tokens,
+            token_time: serving.held.rates.token_time_alone.mul_f64(serving.decode_ratio),
+        };
+        let node = |(id, node): (&NodeId, &Node)| NodeView {
+            node: *id,
+            name: node.name.clone(),
+            trust: node.trust,
+            draining: node.is_draining(),
+            silent: now.since(node.heard),
+            models: node.models.iter().map(model).collect(),
+        };
+        self.nodes.iter().map(node).collect()
     }
 
     /// It had no room: don't ask again at once.
@@ -306,7 +356,7 @@ impl Pool {
             longest = longest.max(serving.held.context);
             if tokens >= u64::from(serving.held.context)
                 || search.tried.contains(&id)
-                || node.draining
+                || node.is_draining()
                 || !serving.alive
             {
                 continue;
@@ -315,6 +365,7 @@ impl Pool {
             let offer = Offer {
                 node: id,
                 name: &node.name,
+                trust: node.trust,
                 held: &serving.held,
                 running: serving.total(),
                 ttft: prediction.ttft,

@@ -1,8 +1,8 @@
 //! The state machine: requests and what nodes say go in, what to send and what to tell clients comes out.
 use crate::pool::{BUSY_PAUSE, Place, Pool, Prediction, Refusal, Search};
 use crate::{
-    Event, Failure, FailureKind, FromNode, Generate, Input, Limits, Load, ModelId, NodeId, Output, Policy,
-    Priority, RequestId, Time, ToNode, Token,
+    Event, Failure, FailureKind, FromNode, Generate, Input, Limits, Load, ModelId, NodeId, NodeView, Output,
+    Policy, Priority, RequestId, Time, ToNode, Token,
 };
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -115,6 +115,13 @@ impl Scheduler {
             }
             Input::Node { node, from } => self.node_says(now, node, from),
             Input::Lost { node, reason } => self.lost(now, node, &reason),
+            Input::Drain { node, on } => {
+                self.pool.drain(node, on);
+                match on {
+                    true => self.vacate(now, node),
+                    false => self.retry_all(now, node),
+                }
+            }
             Input::Tick => self.tick(now),
         }
     }
@@ -136,6 +143,11 @@ impl Scheduler {
             running: self.requests.len() - self.waiting_total,
             waiting: self.waiting_total,
         }
+    }
+
+    /// All nodes, for a person.
+    pub fn survey(&self, now: Time) -> Vec<NodeView> {
+        self.pool.survey(now)
     }
 
     fn submit(&mut self, now: Time, ask: Box<Generate>) {
@@ -185,6 +197,9 @@ impl Scheduler {
                 for model in self.pool.status(now, node, status) {
                     self.engine_died(now, node, model);
                 }
+                if self.pool.node(node).is_some_and(|n| n.is_draining() && !n.requests.is_empty()) {
+                    self.vacate(now, node);
+                }
             }
             FromNode::Event { request, attempt, event } => self.event(now, node, request, attempt, event),
         }
@@ -203,6 +218,22 @@ impl Scheduler {
             }
         }
         self.retry(now, model, true);
+    }
+
+    /// Moves what runs on a draining node to others, as far as they have room; the rest goes on there.
+    fn vacate(&mut self, now: Time, node: NodeId) {
+        let running: Vec<RequestId> =
+            self.pool.node(node).map(|n| n.requests.iter().copied().collect()).unwrap_or_default();
+        for id in running {
+            let Some(request) = self.requests.get(&id) else { continue };
+            if let Place::On(elsewhere, _) = self.search(now, request)
+                && elsewhere != node
+            {
+                self.stop_running(id);
+                self.requeue(id, None);
+                self.place(now, id);
+            }
+        }
     }
 
     fn lost(&mut self, now: Time, id: NodeId, reason: &str) {
@@ -230,7 +261,8 @@ impl Scheduler {
         }
         run.last = now;
         run.stalls = 0;
-        self.pool.progressed(now, node, request.ask.model);
+        let tokens = u64::from(matches!(event, Event::Token(_)));
+        self.pool.progressed(now, node, request.ask.model, tokens);
         match event {
             Event::Token(token) => self.token(now, id, token),
             Event::Finished { .. } => {
@@ -349,7 +381,7 @@ impl Scheduler {
         if until.is_some_and(|until| now < until) {
             return true;
         }
-        if request.ask.attempt >= self.limits.attempts_max + request.busy {
+        if request.tried.len() >= self.limits.attempts_max as usize {
             let reason = request.trouble.clone().unwrap_or_default();
             let message = format!("{} nodes failed; the last: {reason}", request.tried.len());
             self.end_failed(now, id, FailureKind::Internal, message);

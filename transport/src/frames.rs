@@ -8,28 +8,36 @@
 //! | 8..12 | flags: 0 |
 //! | 12..16 | bytes of the body, at most [`BODY_MAX`] |
 //!
-//! `Hello` and `Welcome` are JSON, so that versions can meet; their version field is the sender's. All other bodies
-//! are rkyv archives (unaligned, little-endian, 32-bit pointers), validated before anything is read of them. What a
-//! valid archive says is checked once more for sense: whoever gets a [`Message`] need not ask again.
+//! `Hello` and `Welcome` are JSON, so that versions can meet; their version field is the sender's. `Profile`, `Order`
+//! and `Fetch` are JSON too, since they are rare and grow: unknown fields are passed over. `Piece` is plain bytes. All
+//! other bodies are rkyv archives (unaligned, little-endian, 32-bit pointers), validated before anything is read of
+//! them. What a valid body says is checked once more for sense: whoever gets a [`Message`] need not ask again.
+//!
+//! Version 1 is frozen: `tests/golden/frames.txt` holds the bytes of one of each kind.
 
 mod body;
 mod convert;
+mod described;
 
 use body::ArchivedTokens;
 use bytes::Bytes;
+pub use described::{Fetch, Hello, Order, Proof, Refusal, RefusalCode, Welcome};
+pub(crate) use described::{hex, unhex};
 use serde::{Deserialize, Serialize};
 use weir_scheduler::{Event, Failure, Finish, Generate, Profile, RequestId, Status, Token, Usage};
 
 /// The first bytes of every frame.
 pub const MAGIC: [u8; 4] = *b"WEIR";
-/// The protocol version: provisional, until the types freeze as 1.
-pub const VERSION: u16 = 0x8001;
+/// The protocol version.
+pub const VERSION: u16 = 1;
 /// Bytes of a header.
 pub const HEADER_BYTES: usize = 16;
 /// Most bytes of a body: room for a prompt of two million tokens.
 pub const BODY_MAX: usize = 8 << 20;
 /// Most bytes of a JSON body.
-const JSON_MAX: usize = 64 << 10;
+const JSON_MAX: usize = 256 << 10;
+/// Most bytes of a [`Kind::Piece`].
+pub const PIECE_MAX: usize = 256 << 10;
 
 /// What a frame is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -52,10 +60,16 @@ pub enum Kind {
     Finished = 8,
     /// Node to scheduler: the end, without success.
     Failed = 9,
+    /// Scheduler to node, on the control stream: what to do beside requests.
+    Order = 10,
+    /// Scheduler to node, first on a stream of its own: hand out some content.
+    Fetch = 11,
+    /// Its answer, piece by piece.
+    Piece = 12,
 }
 
 impl Kind {
-    const ALL: [Kind; 9] = [
+    const ALL: [Kind; 12] = [
         Kind::Hello,
         Kind::Welcome,
         Kind::Profile,
@@ -65,7 +79,19 @@ impl Kind {
         Kind::Tokens,
         Kind::Finished,
         Kind::Failed,
+        Kind::Order,
+        Kind::Fetch,
+        Kind::Piece,
     ];
+
+    /// Most bytes of its body.
+    fn body_max(self) -> usize {
+        match self {
+            Kind::Hello | Kind::Welcome | Kind::Profile | Kind::Order | Kind::Fetch => JSON_MAX,
+            Kind::Piece => PIECE_MAX,
+            _ => BODY_MAX,
+        }
+    }
 }
 
 /// What is wrong with a frame.
@@ -76,7 +102,7 @@ pub enum FrameError {
     Magic,
     /// Another version.
     #[error(
-        "the peer speaks protocol version {0:#06x}, this program speaks {VERSION:#06x}; update the older of the two"
+        "the peer speaks protocol version {0}, this program speaks version {VERSION}; update the older of the two"
     )]
     Version(u16),
     /// Not a kind.
@@ -114,28 +140,6 @@ pub enum FrameError {
     },
 }
 
-/// How a node introduces itself.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Hello {
-    /// Protocol versions that it speaks.
-    pub versions: Vec<u16>,
-    /// Its program's version, for a person.
-    pub software: String,
-    /// Its name, for a person.
-    pub name: String,
-}
-
-/// The scheduler's answer.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Welcome {
-    /// The version to be spoken.
-    pub version: u16,
-    /// The number that the node has at this scheduler.
-    pub node: u64,
-    /// Send a `Status` at least so often, in milliseconds.
-    pub heartbeat_ms: u32,
-}
-
 /// What a frame says.
 #[derive(Debug)]
 pub enum Message<'a> {
@@ -167,6 +171,12 @@ pub enum Message<'a> {
         /// `Finished` or `Failed`.
         event: Event,
     },
+    /// See [`Kind::Order`].
+    Order(Order),
+    /// See [`Kind::Fetch`].
+    Fetch(Fetch),
+    /// See [`Kind::Piece`].
+    Piece(Bytes),
 }
 
 /// Tokens, read in place.
@@ -235,8 +245,8 @@ impl Frame {
         }
         let number = u16_at(6);
         let kind = Kind::ALL.into_iter().find(|kind| *kind as u16 == number);
-        let json = matches!(kind, Some(Kind::Hello | Kind::Welcome));
-        if u16_at(4) != VERSION && !json {
+        let greeting = matches!(kind, Some(Kind::Hello | Kind::Welcome));
+        if u16_at(4) != VERSION && !greeting {
             return Err(FrameError::Version(u16_at(4)));
         }
         let kind = kind.ok_or(FrameError::Kind(number))?;
@@ -244,7 +254,7 @@ impl Frame {
             return Err(FrameError::Flags(u32_at(8)));
         }
         let length = u32_at(12) as usize;
-        if length > if json { JSON_MAX } else { BODY_MAX } {
+        if length > kind.body_max() {
             return Err(FrameError::TooLong(length));
         }
         Ok((kind, length))
@@ -270,7 +280,7 @@ impl Frame {
         Ok(match kind {
             Kind::Hello => Message::Hello(self.json()?),
             Kind::Welcome => Message::Welcome(self.json()?),
-            Kind::Profile => Message::Profile(convert::profile(self.archive()?)?),
+            Kind::Profile => Message::Profile(described::profile(self.json()?)?),
             Kind::Status => Message::Status(convert::status(self.archive()?)?),
             Kind::Generate => Message::Generate(Box::new(convert::generate(self.archive()?)?)),
             Kind::Cancel => {
@@ -288,6 +298,9 @@ impl Frame {
                 let event = Event::Failed(convert::failure(body)?);
                 Message::End { request: RequestId(body.request.into()), attempt: body.attempt.into(), event }
             }
+            Kind::Order => Message::Order(self.json()?),
+            Kind::Fetch => Message::Fetch(self.json()?),
+            Kind::Piece => Message::Piece(self.bytes.slice(HEADER_BYTES..)),
         })
     }
 
@@ -329,8 +342,8 @@ impl Frame {
     }
 
     /// See [`Kind::Profile`].
-    pub fn profile(profile: Profile) -> Frame {
-        body::encode(Kind::Profile, &body::Profile::from(profile))
+    pub fn profile(profile: &Profile) -> Frame {
+        Frame::of_json(Kind::Profile, &described::Profile::from(profile))
     }
 
     /// See [`Kind::Status`].
@@ -364,5 +377,20 @@ impl Frame {
     /// See [`Kind::Failed`].
     pub fn failed(request: RequestId, attempt: u32, failure: Failure) -> Frame {
         body::encode(Kind::Failed, &body::Failed::new(request, attempt, failure))
+    }
+
+    /// See [`Kind::Order`].
+    pub fn order(order: &Order) -> Frame {
+        Frame::of_json(Kind::Order, order)
+    }
+
+    /// See [`Kind::Fetch`].
+    pub fn fetch(fetch: &Fetch) -> Frame {
+        Frame::of_json(Kind::Fetch, fetch)
+    }
+
+    /// See [`Kind::Piece`]. At most [`PIECE_MAX`] bytes.
+    pub fn piece(bytes: &[u8]) -> Frame {
+        Frame::finish(Kind::Piece, [&[0; HEADER_BYTES], bytes].concat())
     }
 }

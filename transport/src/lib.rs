@@ -1,14 +1,27 @@
 //! How scheduler and nodes talk: [`Frame`]s on the [`Stream`]s of a [`Link`].
 //!
 //! A node opens the link's first stream, the control stream, sends `Hello` (JSON), is answered with `Welcome`, then
-//! sends its `Profile` and a `Status` now and then. The scheduler opens a stream for each request: `Generate` goes
-//! one way; `Tokens`, then one `Finished` or `Failed` come back. Dropping a stream resets it, and cancels the request.
+//! sends its `Profile` and a `Status` now and then; `Order`s come the other way. The scheduler opens a stream for each
+//! request: `Generate` goes one way; `Tokens`, then one `Finished` or `Failed` come back. It opens one, too, to `Fetch`
+//! content, which comes in `Piece`s. Dropping a stream resets it, and cancels the request.
+//!
+//! Links lie within a process or over QUIC: a [`Listener`] takes those that a [`Dialer`] makes. The listener is known by
+//! the [`Fingerprint`] of its [`Identity`]; a node proves its own by signing [`Link::binding`].
 #![forbid(unsafe_code)]
 
+#[cfg(not(target_arch = "wasm32"))]
+mod endpoint;
 mod frames;
+#[cfg(not(target_arch = "wasm32"))]
+mod identity;
 mod link;
 
+#[cfg(not(target_arch = "wasm32"))]
+pub use endpoint::{DialError, Dialer, EndpointError, Listener};
 pub use frames::{
-    BODY_MAX, Frame, FrameError, HEADER_BYTES, Hello, Kind, MAGIC, Message, Tokens, VERSION, Welcome,
+    BODY_MAX, Fetch, Frame, FrameError, HEADER_BYTES, Hello, Kind, MAGIC, Message, Order, PIECE_MAX, Proof,
+    Refusal, RefusalCode, Tokens, VERSION, Welcome,
 };
-pub use link::{Link, LinkError, Receiver, Sender, Stream};
+#[cfg(not(target_arch = "wasm32"))]
+pub use identity::{Fingerprint, Identity, IdentityError, JoinLink, JoinToken, PublicKey};
+pub use link::{Link, LinkError, Receiver, Sender, Stream, Urgency};

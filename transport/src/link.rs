@@ -1,6 +1,8 @@
 //! A link between a node and a scheduler, and the streams on it.
 
 mod memory;
+#[cfg(not(target_arch = "wasm32"))]
+pub(crate) mod quic;
 
 use crate::{Frame, FrameError};
 
@@ -10,7 +12,14 @@ use crate::{Frame, FrameError};
 /// Either end opens streams and accepts those of the other. A stream whose half is dropped before its end is reset:
 /// the other end sees [`LinkError::Reset`]. A closed link ends all its streams.
 #[derive(Debug)]
-pub struct Link(memory::Link);
+pub struct Link(pub(crate) AnyLink);
+
+#[derive(Debug)]
+pub(crate) enum AnyLink {
+    Memory(memory::Link),
+    #[cfg(not(target_arch = "wasm32"))]
+    Quic(quic::Link),
+}
 
 /// A bidirectional stream.
 #[derive(Debug)]
@@ -23,11 +32,38 @@ pub struct Stream {
 
 /// The half of a stream that frames go into.
 #[derive(Debug)]
-pub struct Sender(memory::Sender);
+pub struct Sender(AnySender);
+
+#[derive(Debug)]
+enum AnySender {
+    Memory(memory::Sender),
+    #[cfg(not(target_arch = "wasm32"))]
+    Quic(quic::Sender),
+}
 
 /// The half of a stream that frames come out of.
 #[derive(Debug)]
-pub struct Receiver(memory::Receiver);
+pub struct Receiver(AnyReceiver);
+
+#[derive(Debug)]
+enum AnyReceiver {
+    Memory(memory::Receiver),
+    #[cfg(not(target_arch = "wasm32"))]
+    Quic(quic::Receiver),
+}
+
+/// Whose frames leave first where a link has not room for all.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Urgency {
+    /// Of requests that yield to everybody.
+    Background,
+    /// Of requests.
+    Normal,
+    /// Of requests that somebody watches.
+    Interactive,
+    /// Heartbeats and orders.
+    Control,
+}
 
 /// Why nothing comes or goes.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -47,40 +83,93 @@ impl Link {
     /// Two ends of a link within this process, over bounded channels of the bytes that a wire would carry.
     pub fn in_memory() -> (Link, Link) {
         let (a, b) = memory::Link::pair();
-        (Link(a), Link(b))
+        (Link(AnyLink::Memory(a)), Link(AnyLink::Memory(b)))
     }
 
-    /// Opens a stream. The other end sees it at once.
+    /// Opens a stream. The other end sees it with its first frame, or before.
     pub async fn open(&self) -> Result<Stream, LinkError> {
-        self.0.open().await
+        match &self.0 {
+            AnyLink::Memory(link) => link.open().await,
+            #[cfg(not(target_arch = "wasm32"))]
+            AnyLink::Quic(link) => link.open().await,
+        }
     }
 
     /// The next stream that the other end opened. One task at a time.
     pub async fn accept(&self) -> Result<Stream, LinkError> {
-        self.0.accept().await
+        match &self.0 {
+            AnyLink::Memory(link) => link.accept().await,
+            #[cfg(not(target_arch = "wasm32"))]
+            AnyLink::Quic(link) => link.accept().await,
+        }
     }
 
     /// Closes both ends and all streams.
     pub fn close(&self, reason: &str) {
-        self.0.close(reason);
+        match &self.0 {
+            AnyLink::Memory(link) => link.close(reason),
+            #[cfg(not(target_arch = "wasm32"))]
+            AnyLink::Quic(link) => link.close(reason),
+        }
+    }
+
+    /// Resolves when the link is closed.
+    pub async fn closed(&self) {
+        match &self.0 {
+            AnyLink::Memory(link) => link.closed().await,
+            #[cfg(not(target_arch = "wasm32"))]
+            AnyLink::Quic(link) => link.closed().await,
+        }
+    }
+
+    /// What only the two ends of this very link know, for an end to sign; none within a process, where nothing needs
+    /// to be proved.
+    pub fn binding(&self) -> Option<[u8; 32]> {
+        match &self.0 {
+            AnyLink::Memory(_) => None,
+            #[cfg(not(target_arch = "wasm32"))]
+            AnyLink::Quic(link) => Some(link.binding()),
+        }
     }
 }
 
 impl Sender {
-    /// Sends a frame, when there is room for it.
+    /// Sends a frame, when there is room for it. A stream whose send was dropped halfway is reset by the next one.
     pub async fn send(&mut self, frame: Frame) -> Result<(), LinkError> {
-        self.0.send(frame).await
+        match &mut self.0 {
+            AnySender::Memory(sender) => sender.send(frame).await,
+            #[cfg(not(target_arch = "wasm32"))]
+            AnySender::Quic(sender) => sender.send(frame).await,
+        }
     }
 
     /// Nothing more will be sent; what was sent arrives.
     pub fn finish(self) {
-        self.0.finish();
+        match self.0 {
+            AnySender::Memory(sender) => sender.finish(),
+            #[cfg(not(target_arch = "wasm32"))]
+            AnySender::Quic(sender) => sender.finish(),
+        }
+    }
+
+    /// What is sent from now on leaves before what is less urgent on other streams. Normal until it is set.
+    pub fn set_urgency(&self, urgency: Urgency) {
+        match &self.0 {
+            // Channels don't share a wire.
+            AnySender::Memory(_) => {}
+            #[cfg(not(target_arch = "wasm32"))]
+            AnySender::Quic(sender) => sender.set_urgency(urgency),
+        }
     }
 }
 
 impl Receiver {
     /// The next frame; none after the other end's [`Sender::finish`]. Dropping the future loses nothing.
     pub async fn next(&mut self) -> Result<Option<Frame>, LinkError> {
-        self.0.next().await
+        match &mut self.0 {
+            AnyReceiver::Memory(receiver) => receiver.next().await,
+            #[cfg(not(target_arch = "wasm32"))]
+            AnyReceiver::Quic(receiver) => receiver.next().await,
+        }
     }
 }

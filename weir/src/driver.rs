@@ -6,21 +6,29 @@
 
 mod attendant;
 mod conductor;
+mod news;
+mod port;
 mod pump;
+mod shelf;
 mod start;
 
+use crate::cluster::Cluster;
+use attendant::Gate;
 use conductor::Command;
-pub use start::{DeviceOptions, DriverConfig, DriverError, ModelSource, ModelSpec};
+pub use news::{News, NodeInfo};
+pub use port::Port;
+use shelf::Shelf;
+pub use start::{DeviceOptions, DriverConfig, DriverError, ModelSource, ModelSpec, load_all, worker};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::{mpsc, oneshot, watch};
 use weir_backends::text::{ChatTemplate, Tokenizer};
 use weir_node::Resident;
 use weir_scheduler::{Event, Failure, FailureKind, Generate, ModelId, RequestId};
-use weir_transport::Link;
+use weir_transport::{Link, PublicKey};
 
 /// A model that can be asked for.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct ServedModel {
     /// What requests call it.
     pub name: String,
@@ -90,8 +98,8 @@ pub struct Driver {
 struct Inner {
     commands: mpsc::Sender<Command>,
     cancels: mpsc::UnboundedSender<RequestId>,
-    models: Vec<Arc<ServedModel>>,
-    residents: Vec<(String, Resident)>,
+    shelf: Arc<Shelf>,
+    residents: Vec<Resident>,
     /// Nodes connected.
     nodes: watch::Receiver<usize>,
     next_request: AtomicU64,
@@ -107,12 +115,12 @@ impl Driver {
 
     /// What can be asked for.
     pub fn models(&self) -> Vec<Arc<ServedModel>> {
-        self.inner.models.clone()
+        self.inner.shelf.models()
     }
 
     /// The model of that name.
     pub fn model(&self, name: &str) -> Option<Arc<ServedModel>> {
-        self.inner.models.iter().find(|m| m.name == name).cloned()
+        self.inner.shelf.model(name)
     }
 
     /// Asks for a generation; fails at once where there is no room or no such model.
@@ -129,10 +137,54 @@ impl Driver {
         Ok(generation)
     }
 
-    /// Takes in the node at the other end of a link. Returns at once; the node serves when it has said what it holds.
+    /// Takes in the node of this process at the other end of a link. Returns at once; the node serves when it has said
+    /// what it holds.
     pub fn attach(&self, link: Link) {
+        self.attend(link, Gate::Open);
+    }
+
+    /// Takes in whoever is at the other end of a link, if the gate lets it.
+    fn attend(&self, link: Link, gate: Gate) {
         let number = self.inner.next_node.fetch_add(1, Ordering::Relaxed);
-        attendant::spawn(link, weir_scheduler::NodeId(number), self.inner.commands.clone());
+        let shelf = self.inner.shelf.clone();
+        attendant::spawn(link, gate, weir_scheduler::NodeId(number), shelf, self.inner.commands.clone());
+    }
+
+    /// Cuts the links of the node with this key.
+    pub async fn expel(&self, key: PublicKey, reason: &str) {
+        // Without a conductor there are no links.
+        _ = self.inner.commands.send(Command::Expel { key, reason: reason.to_owned() }).await;
+    }
+
+    /// Sends nothing new to the node with this key, and moves what runs there; or uses it again.
+    pub async fn drain(&self, key: PublicKey, on: bool) {
+        // Without a conductor nothing is sent anyway.
+        _ = self.inner.commands.send(Command::Drain { key, on }).await;
+    }
+
+    /// The nodes that are connected.
+    pub async fn survey(&self) -> Vec<NodeInfo> {
+        let (reply, nodes) = oneshot::channel();
+        // Without a conductor there are no nodes.
+        _ = self.inner.commands.send(Command::Survey(reply)).await;
+        nodes.await.unwrap_or_default()
+    }
+
+    /// What happens to nodes from now on. Who doesn't read is dropped.
+    pub async fn news(&self) -> mpsc::Receiver<News> {
+        let (sender, news) = mpsc::channel(news::BACKLOG);
+        // Without a conductor there is no news, and the channel closes.
+        _ = self.inner.commands.send(Command::Watch(sender)).await;
+        news
+    }
+
+    /// Lets nodes of the cluster connect at `address` (UDP), until the port is dropped.
+    pub fn listen(
+        &self,
+        address: std::net::SocketAddr,
+        cluster: Arc<Cluster>,
+    ) -> Result<Port, weir_transport::EndpointError> {
+        Port::open(self.clone(), address, cluster)
     }
 
     /// How many nodes are connected, to look at and to wait for.
@@ -145,15 +197,14 @@ impl Driver {
         if self.inner.commands.is_closed() {
             return Health { live: false, ready: false, detail: "the scheduler has stopped".into() };
         }
-        let trouble =
-            |(name, resident): &(String, Resident)| Some(format!("{name}: {}", resident.trouble()?));
+        let trouble = |resident: &Resident| Some(format!("{}: {}", resident.name(), resident.trouble()?));
         let troubles: Vec<String> = self.inner.residents.iter().filter_map(trouble).collect();
         let nodes = *self.inner.nodes.borrow();
-        let served: Vec<&str> = self.inner.models.iter().map(|m| m.name.as_str()).collect();
+        let served: Vec<String> = self.models().iter().map(|m| m.name.clone()).collect();
         let detail = match troubles.is_empty() {
             false => troubles.join("; "),
             true if nodes == 0 => "no node is connected".into(),
-            true => format!("{nodes} nodes, models here: {}", served.join(", ")),
+            true => format!("{nodes} nodes, models: {}", served.join(", ")),
         };
         Health { live: troubles.is_empty(), ready: troubles.is_empty() && nodes > 0, detail }
     }
@@ -166,7 +217,7 @@ impl Driver {
             _ = stopped.await;
         }
         let residents = self.inner.residents.clone();
-        let stop = move || residents.iter().for_each(|(_, resident)| resident.shutdown());
+        let stop = move || residents.iter().for_each(Resident::shutdown);
         if let Err(error) = tokio::task::spawn_blocking(stop).await {
             tracing::error!("stopping the engines: {error}");
         }

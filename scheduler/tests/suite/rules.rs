@@ -136,6 +136,7 @@ fn a_stalled_nodes_request_moves_unless_its_reader_is_behind() {
                     alive: true,
                     running: 1,
                     waiting: 0,
+                    queued_tokens: 0,
                     kv_blocks_free: 0,
                     steps: 0,
                     rates: None,
@@ -172,6 +173,7 @@ fn a_dead_engine_and_a_passed_deadline_end_it() {
         alive: false,
         running: 0,
         waiting: 0,
+        queued_tokens: 0,
         kv_blocks_free: 0,
         steps: 0,
         rates: None,
@@ -203,4 +205,33 @@ fn a_silent_node_is_given_up_but_not_for_our_own_sleep() {
     }
     assert!(matches!(outputs(&mut s)[..], [Output::Disconnect { node: NodeId(0), .. }]));
     assert_eq!(s.load().nodes, 0);
+}
+
+#[test]
+fn a_draining_node_gets_nothing_and_what_runs_there_moves() {
+    let mut s = scheduler(1);
+    submit(&mut s, 1, Priority::Normal);
+    token(&mut s, at(5), 0, 1, 0, 0);
+    outputs(&mut s);
+    s.handle(at(6), Input::Drain { node: NodeId(0), on: true });
+    assert_eq!(outputs(&mut s), [], "there is nowhere to go, so it goes on");
+    token(&mut s, at(7), 0, 1, 0, 1);
+    submit(&mut s, 2, Priority::Normal);
+    let out = outputs(&mut s);
+    assert_eq!(failure(&out, 2).unwrap().kind, FailureKind::NoModel, "{out:?}");
+
+    s.handle(at(8), Input::Connected { node: NodeId(1), profile: profile("n1", 2) });
+    let beat = FromNode::Status(Status::default());
+    s.handle(at(9), Input::Node { node: NodeId(0), from: beat });
+    let out = outputs(&mut s);
+    assert_eq!(
+        out[0],
+        Output::Send { node: NodeId(0), message: ToNode::Cancel { request: RequestId(1), attempt: 0 } }
+    );
+    assert_eq!(sent(&out), [(1, 1, 1, 2)]);
+    assert!(s.survey(at(9))[0].draining);
+
+    s.handle(at(10), Input::Drain { node: NodeId(0), on: false });
+    submit(&mut s, 3, Priority::Normal);
+    assert_eq!(sent(&outputs(&mut s)), [(0, 3, 0, 0)]);
 }

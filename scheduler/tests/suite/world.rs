@@ -66,6 +66,8 @@ pub(crate) fn profile(name: &str, slots: u32) -> Profile {
     };
     let held = Held {
         model: MODEL,
+        name: "made-up".into(),
+        text: None,
         context: 1024,
         numerics: "made-up".into(),
         kv: KvType::F16,
@@ -73,7 +75,7 @@ pub(crate) fn profile(name: &str, slots: u32) -> Profile {
         slots,
         rates,
     };
-    Profile { name: name.into(), models: vec![held] }
+    Profile { name: name.into(), models: vec![held], ..Profile::default() }
 }
 
 /// The token that every node computes at `position` after `prompt`.
@@ -295,6 +297,7 @@ impl World {
                 alive: true,
                 running: node.jobs.len() as u32,
                 waiting: 0,
+                queued_tokens: 0,
                 kv_blocks_free: 1,
                 steps: node.steps,
                 rates: None,

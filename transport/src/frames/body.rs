@@ -6,7 +6,7 @@ use rkyv::rancor::Error;
 use rkyv::ser::allocator::ArenaHandle;
 use rkyv::{Archive, Portable, Serialize};
 use weir_scheduler as vocabulary;
-use weir_scheduler::{FailureKind, Finish, KvType, Priority, RequestId};
+use weir_scheduler::{FailureKind, Finish, Priority, RequestId};
 
 /// An archived body that can be validated.
 pub(super) trait Archived: Portable + for<'a> CheckBytes<HighValidator<'a, Error>> {}
@@ -55,6 +55,16 @@ pub(super) struct Generate {
     pub trace: u128,
     pub span: u64,
     pub trace_flags: u8,
+    pub extensions: Vec<Extension>,
+}
+
+/// Room for what version 1 doesn't have: numbers are given out by later programs of the same version. Whoever doesn't
+/// know one passes over it, unless it says that it must be understood.
+#[derive(Archive, Serialize)]
+pub(super) struct Extension {
+    pub number: u16,
+    pub must: bool,
+    pub value: Vec<u8>,
 }
 
 #[derive(Archive, Serialize)]
@@ -104,6 +114,7 @@ pub(super) struct Finished {
     pub prompt_tokens: u32,
     pub cached_tokens: u32,
     pub output_tokens: u32,
+    pub extensions: Vec<Extension>,
 }
 
 #[derive(Archive, Serialize)]
@@ -112,6 +123,7 @@ pub(super) struct Failed {
     pub attempt: u32,
     pub failure: u8,
     pub message: String,
+    pub extensions: Vec<Extension>,
 }
 
 #[derive(Archive, Serialize)]
@@ -122,28 +134,12 @@ pub(super) struct Rates {
 }
 
 #[derive(Archive, Serialize)]
-pub(super) struct Held {
-    pub model: [u8; 32],
-    pub context: u32,
-    pub numerics: String,
-    pub kv: u8,
-    pub kv_blocks: u32,
-    pub slots: u32,
-    pub rates: Rates,
-}
-
-#[derive(Archive, Serialize)]
-pub(super) struct Profile {
-    pub name: String,
-    pub models: Vec<Held>,
-}
-
-#[derive(Archive, Serialize)]
 pub(super) struct ModelStatus {
     pub model: [u8; 32],
     pub alive: bool,
     pub running: u32,
     pub waiting: u32,
+    pub queued_tokens: u32,
     pub kv_blocks_free: u32,
     pub steps: u64,
     pub rates: Option<Rates>,
@@ -153,6 +149,7 @@ pub(super) struct ModelStatus {
 pub(super) struct Status {
     pub draining: bool,
     pub models: Vec<ModelStatus>,
+    pub extensions: Vec<Extension>,
 }
 
 fn nanos(d: std::time::Duration) -> u64 {
@@ -164,13 +161,6 @@ pub(super) fn priority_number(priority: Priority) -> u8 {
         Priority::Background => 0,
         Priority::Normal => 1,
         Priority::Interactive => 2,
-    }
-}
-
-pub(super) fn kv_number(kv: KvType) -> u8 {
-    match kv {
-        KvType::F16 => 1,
-        KvType::Q8_0 => 2,
     }
 }
 
@@ -229,6 +219,7 @@ impl From<vocabulary::Generate> for Generate {
             trace: ask.trace.trace,
             span: ask.trace.span,
             trace_flags: ask.trace.flags,
+            extensions: Vec::new(),
         }
     }
 }
@@ -267,6 +258,7 @@ impl Finished {
             prompt_tokens: usage.prompt_tokens,
             cached_tokens: usage.cached_tokens,
             output_tokens: usage.output_tokens,
+            extensions: Vec::new(),
         }
     }
 }
@@ -274,7 +266,13 @@ impl Finished {
 impl Failed {
     pub(super) fn new(request: RequestId, attempt: u32, failure: vocabulary::Failure) -> Self {
         let failure_kind = failure_number(failure.kind);
-        Failed { request: request.0, attempt, failure: failure_kind, message: failure.message }
+        Failed {
+            request: request.0,
+            attempt,
+            failure: failure_kind,
+            message: failure.message,
+            extensions: Vec::new(),
+        }
     }
 }
 
@@ -288,21 +286,6 @@ impl From<vocabulary::Rates> for Rates {
     }
 }
 
-impl From<vocabulary::Profile> for Profile {
-    fn from(p: vocabulary::Profile) -> Self {
-        let held = |h: vocabulary::Held| Held {
-            model: h.model.0,
-            context: h.context,
-            numerics: h.numerics,
-            kv: kv_number(h.kv),
-            kv_blocks: h.kv_blocks,
-            slots: h.slots,
-            rates: h.rates.into(),
-        };
-        Profile { name: p.name, models: p.models.into_iter().map(held).collect() }
-    }
-}
-
 impl From<vocabulary::Status> for Status {
     fn from(s: vocabulary::Status) -> Self {
         let model = |m: vocabulary::ModelStatus| ModelStatus {
@@ -310,10 +293,15 @@ impl From<vocabulary::Status> for Status {
             alive: m.alive,
             running: m.running,
             waiting: m.waiting,
+            queued_tokens: m.queued_tokens,
             kv_blocks_free: m.kv_blocks_free,
             steps: m.steps,
             rates: m.rates.map(Rates::from),
         };
-        Status { draining: s.draining, models: s.models.into_iter().map(model).collect() }
+        Status {
+            draining: s.draining,
+            models: s.models.into_iter().map(model).collect(),
+            extensions: Vec::new(),
+        }
     }
 }

@@ -1,19 +1,24 @@
 //! From validated archives to the vocabulary. What makes no sense is refused here, once.
 use super::body::{
-    ArchivedCandidate, ArchivedFailed, ArchivedFinished, ArchivedGenerate, ArchivedProfile, ArchivedRates,
-    ArchivedSampling, ArchivedStatus, ArchivedToken, failure_number, finish_number, kv_number,
-    priority_number,
+    ArchivedCandidate, ArchivedExtension, ArchivedFailed, ArchivedFinished, ArchivedGenerate, ArchivedRates,
+    ArchivedSampling, ArchivedStatus, ArchivedToken, failure_number, finish_number, priority_number,
 };
 use super::{FrameError, Kind};
 use std::time::Duration;
 use weir_scheduler::{
-    Candidate, Event, Failure, FailureKind, Finish, Generate, Held, KeyId, KvType, Logprob, ModelId,
-    ModelStatus, Priority, Profile, Rates, RequestId, Sampling, Status, Token, TraceContext, Usage,
+    Candidate, Event, Failure, FailureKind, Finish, Generate, KeyId, Logprob, ModelId, ModelStatus, Priority,
+    Rates, RequestId, Sampling, Status, Token, TraceContext, Usage,
 };
 
 type Result<T> = std::result::Result<T, FrameError>;
 
-fn sense(kind: Kind, holds: bool, why: &'static str) -> Result<()> {
+/// Version 1 has no extensions of its own, so what must be understood isn't.
+fn extensions(kind: Kind, all: &[ArchivedExtension]) -> Result<()> {
+    let why = "it has an extension that must be understood and isn't; update this program";
+    sense(kind, all.iter().all(|extension| !extension.must), why)
+}
+
+pub(super) fn sense(kind: Kind, holds: bool, why: &'static str) -> Result<()> {
     if holds { Ok(()) } else { Err(FrameError::Senseless { kind, why }) }
 }
 
@@ -51,6 +56,7 @@ fn sampling(s: &ArchivedSampling) -> Result<Sampling> {
 pub(super) fn generate(g: &ArchivedGenerate) -> Result<Generate> {
     const KIND: Kind = Kind::Generate;
     let priorities = [Priority::Background, Priority::Normal, Priority::Interactive];
+    extensions(KIND, &g.extensions)?;
     sense(KIND, !g.prompt.is_empty(), "the prompt is empty")?;
     sense(KIND, g.max_tokens.to_native() > 0, "max_tokens is 0")?;
     sense(KIND, g.stop.iter().all(|stop| !stop.is_empty()), "a stop string is empty")?;
@@ -90,6 +96,7 @@ pub(super) fn token(t: &ArchivedToken) -> Token {
 }
 
 pub(super) fn finished(f: &ArchivedFinished) -> Result<Event> {
+    extensions(Kind::Finished, &f.extensions)?;
     let reasons = [Finish::Stop, Finish::Length];
     Ok(Event::Finished {
         reason: named(Kind::Finished, &reasons, finish_number, f.reason, "no such reason")?,
@@ -103,6 +110,7 @@ pub(super) fn finished(f: &ArchivedFinished) -> Result<Event> {
 }
 
 pub(super) fn failure(f: &ArchivedFailed) -> Result<Failure> {
+    extensions(Kind::Failed, &f.extensions)?;
     let kinds = [
         FailureKind::Invalid,
         FailureKind::NoModel,
@@ -125,30 +133,15 @@ fn rates(kind: Kind, r: &ArchivedRates) -> Result<Rates> {
     })
 }
 
-pub(super) fn profile(p: &ArchivedProfile) -> Result<Profile> {
-    const KIND: Kind = Kind::Profile;
-    let models = p.models.iter().map(|h| {
-        sense(KIND, h.slots.to_native() > 0, "a model has no slots")?;
-        Ok(Held {
-            model: ModelId(h.model),
-            context: h.context.into(),
-            numerics: h.numerics.as_str().to_owned(),
-            kv: named(KIND, &[KvType::F16, KvType::Q8_0], kv_number, h.kv, "no such KV type")?,
-            kv_blocks: h.kv_blocks.into(),
-            slots: h.slots.into(),
-            rates: rates(KIND, &h.rates)?,
-        })
-    });
-    Ok(Profile { name: p.name.as_str().to_owned(), models: models.collect::<Result<_>>()? })
-}
-
 pub(super) fn status(s: &ArchivedStatus) -> Result<Status> {
+    extensions(Kind::Status, &s.extensions)?;
     let models = s.models.iter().map(|m| {
         Ok(ModelStatus {
             model: ModelId(m.model),
             alive: m.alive,
             running: m.running.into(),
             waiting: m.waiting.into(),
+            queued_tokens: m.queued_tokens.into(),
             kv_blocks_free: m.kv_blocks_free.into(),
             steps: m.steps.into(),
             rates: m.rates.as_ref().map(|r| rates(Kind::Status, r)).transpose()?,

@@ -1,5 +1,5 @@
 //! Links within a process.
-use super::{LinkError, Stream};
+use super::{AnyReceiver, AnySender, LinkError, Stream};
 use crate::Frame;
 use bytes::Bytes;
 use std::sync::Arc;
@@ -12,7 +12,7 @@ const FRAMES_MAX: usize = 8;
 const STREAMS_MAX: usize = 64;
 
 #[derive(Debug)]
-pub(super) struct Link {
+pub(crate) struct Link {
     outgoing: mpsc::Sender<Stream>,
     incoming: Mutex<mpsc::Receiver<Stream>>,
     closed: Arc<Closed>,
@@ -71,8 +71,11 @@ impl Link {
         }
         let (send_there, receive_here) = half(&closed);
         let (send_here, receive_there) = half(&closed);
-        let there = Stream { send: super::Sender(send_there), receive: super::Receiver(receive_there) };
-        let here = Stream { send: super::Sender(send_here), receive: super::Receiver(receive_here) };
+        let stream = |send, receive| Stream {
+            send: super::Sender(AnySender::Memory(send)),
+            receive: super::Receiver(AnyReceiver::Memory(receive)),
+        };
+        let (there, here) = (stream(send_there, receive_there), stream(send_here, receive_here));
         tokio::select! {
             biased;
             sent = self.outgoing.send(there) => sent.map_err(|_| LinkError::Reset)?,
@@ -94,6 +97,10 @@ impl Link {
     pub fn close(&self, reason: &str) {
         self.closed.close(reason);
     }
+
+    pub async fn closed(&self) {
+        self.closed.watch().closed().await;
+    }
 }
 
 impl Drop for Link {
@@ -111,7 +118,7 @@ fn half(closed: &Watch) -> (Sender, Receiver) {
 
 /// Reset when dropped without having been finished.
 #[derive(Debug)]
-pub(super) struct Sender {
+pub(crate) struct Sender {
     frames: mpsc::Sender<Bytes>,
     finished: Arc<AtomicBool>,
     closed: Watch,
@@ -136,7 +143,7 @@ impl Sender {
 }
 
 #[derive(Debug)]
-pub(super) struct Receiver {
+pub(crate) struct Receiver {
     frames: mpsc::Receiver<Bytes>,
     finished: Arc<AtomicBool>,
     closed: Watch,

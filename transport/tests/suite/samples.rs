@@ -2,9 +2,9 @@
 use std::time::Duration;
 use weir_scheduler::{
     Candidate, Failure, FailureKind, Finish, Generate, Held, KeyId, KvType, Logprob, ModelId, ModelStatus,
-    Priority, Profile, Rates, RequestId, Sampling, Status, Token, TraceContext, Usage,
+    Priority, Profile, Rates, RequestId, Sampling, Status, TextId, Token, TraceContext, Trust, Usage,
 };
-use weir_transport::{Frame, Hello, VERSION, Welcome};
+use weir_transport::{Fetch, Frame, Hello, Order, Proof, Refusal, RefusalCode, VERSION, Welcome};
 
 /// SplitMix64.
 pub(crate) struct Rng(pub(crate) u64);
@@ -70,6 +70,8 @@ fn rates() -> Rates {
 pub(crate) fn profile() -> Profile {
     let held = Held {
         model: ModelId([1; 32]),
+        name: "smollm2-135m".into(),
+        text: Some(TextId([2; 32])),
         context: 8192,
         numerics: "cpu/vnni/q8/f16".into(),
         kv: KvType::Q8_0,
@@ -77,7 +79,13 @@ pub(crate) fn profile() -> Profile {
         slots: 16,
         rates: rates(),
     };
-    Profile { name: "küche".into(), models: vec![held] }
+    Profile {
+        name: "küche".into(),
+        trust: Trust::Guest,
+        devices: vec!["AMD EPYC, 2 threads".into()],
+        memory_free: 1 << 34,
+        models: vec![held],
+    }
 }
 
 pub(crate) fn status() -> Status {
@@ -86,6 +94,7 @@ pub(crate) fn status() -> Status {
         alive: true,
         running: 3,
         waiting: 1,
+        queued_tokens: 300,
         kv_blocks_free: 77,
         steps: 1 << 40,
         rates: Some(rates()),
@@ -93,21 +102,38 @@ pub(crate) fn status() -> Status {
     Status { draining: true, models: vec![model] }
 }
 
+pub(crate) fn hello() -> Hello {
+    Hello {
+        versions: vec![VERSION],
+        software: "0.1.0".into(),
+        name: "küche".into(),
+        proof: Some(Proof { key: "ab".repeat(32), signature: "cd".repeat(64) }),
+        token: Some("ef".repeat(16)),
+    }
+}
+
+pub(crate) fn welcome() -> Welcome {
+    let refused = Refusal { code: RefusalCode::Token, message: "it has expired".into() };
+    Welcome { version: VERSION, node: 5, heartbeat_ms: 500, refused: Some(refused) }
+}
+
 /// One of each kind, named.
 pub(crate) fn all() -> Vec<(&'static str, Frame)> {
     let id = RequestId(7);
     let usage = Usage { prompt_tokens: 3, cached_tokens: 1, output_tokens: 4 };
     let failure = Failure { kind: FailureKind::Busy, message: "no room".into() };
-    let hello = Hello { versions: vec![VERSION], software: "0.1.0".into(), name: "küche".into() };
     vec![
-        ("hello", Frame::hello(&hello)),
-        ("welcome", Frame::welcome(&Welcome { version: VERSION, node: 5, heartbeat_ms: 500 })),
-        ("profile", Frame::profile(profile())),
+        ("hello", Frame::hello(&hello())),
+        ("welcome", Frame::welcome(&welcome())),
+        ("profile", Frame::profile(&profile())),
         ("status", Frame::status(status())),
         ("generate", Frame::generate(ask()).expect("short enough")),
         ("cancel", Frame::cancel(id, 1)),
         ("tokens", Frame::tokens(id, 1, tokens())),
         ("finished", Frame::finished(id, 1, Finish::Length, "…".into(), usage)),
         ("failed", Frame::failed(id, 1, failure)),
+        ("order", Frame::order(&Order::Drain { on: true })),
+        ("fetch", Frame::fetch(&Fetch::of(TextId([3; 32])))),
+        ("piece", Frame::piece(b"some of it")),
     ]
 }

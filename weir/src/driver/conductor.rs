@@ -1,6 +1,9 @@
 //! The one task that touches the scheduler.
 use super::Nodes;
+use super::news::{News, Newsroom, NodeInfo};
 use super::pump::{Delivery, Pump};
+use super::shelf::Shelf;
+use crate::cluster::Member;
 use std::collections::HashMap;
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
@@ -12,7 +15,7 @@ use weir_scheduler::{
     Event, Failure, FailureKind, FromNode, Generate, Input, NodeId, Output, Profile, RequestId, Scheduler,
     Time, ToNode,
 };
-use weir_transport::Link;
+use weir_transport::{Link, Order, PublicKey};
 
 /// Events that a client hasn't read yet, at most.
 const EVENTS_MAX: usize = 64;
@@ -28,13 +31,27 @@ pub(super) enum Command {
     /// A client is behind, or no longer.
     Reader { request: RequestId, behind: bool },
     /// A node has introduced itself.
-    Connected { node: NodeId, name: Arc<str>, profile: Profile, link: Arc<Link> },
+    Connected {
+        node: NodeId,
+        member: Option<Member>,
+        profile: Profile,
+        link: Arc<Link>,
+        orders: mpsc::Sender<Order>,
+    },
     /// A node said something.
     FromNode { node: NodeId, from: FromNode },
     /// A node sent tokens.
     Tokens { node: NodeId, request: RequestId, attempt: u32, deliveries: Vec<Delivery> },
     /// A node's link broke.
     Lost { node: NodeId, reason: String },
+    /// A node with this key may not stay.
+    Expel { key: PublicKey, reason: String },
+    /// A node with this key gets nothing new, or does again.
+    Drain { key: PublicKey, on: bool },
+    /// Who is connected.
+    Survey(oneshot::Sender<Vec<NodeInfo>>),
+    /// What happens from now on.
+    Watch(mpsc::Sender<News>),
     /// Cancel everything and stop.
     Shutdown(oneshot::Sender<()>),
 }
@@ -58,7 +75,9 @@ impl Client {
 
 struct Node {
     name: Arc<str>,
+    key: Option<PublicKey>,
     link: Arc<Link>,
+    orders: mpsc::Sender<Order>,
 }
 
 struct Conductor {
@@ -66,6 +85,8 @@ struct Conductor {
     origin: Instant,
     clients: HashMap<RequestId, Client>,
     nodes: HashMap<NodeId, Node>,
+    shelf: Arc<Shelf>,
+    news: Newsroom,
     count: watch::Sender<usize>,
     commands: mpsc::WeakSender<Command>,
 }
@@ -73,6 +94,7 @@ struct Conductor {
 /// Starts the task. It ends when nobody can send commands any more, or is told to. Returns how many nodes there are.
 pub(super) fn spawn(
     scheduler: Scheduler,
+    shelf: Arc<Shelf>,
     inbox: mpsc::Receiver<Command>,
     cancelled: mpsc::UnboundedReceiver<RequestId>,
     commands: mpsc::WeakSender<Command>,
@@ -80,7 +102,9 @@ pub(super) fn spawn(
     let (count, nodes) = watch::channel(0);
     let origin = Instant::now();
     let clients = HashMap::new();
-    let conductor = Conductor { scheduler, origin, clients, nodes: HashMap::new(), count, commands };
+    let news = Newsroom::default();
+    let conductor =
+        Conductor { scheduler, origin, clients, nodes: HashMap::new(), shelf, news, count, commands };
     tokio::spawn(conductor.run(inbox, cancelled));
     nodes
 }
@@ -133,13 +157,33 @@ impl Conductor {
             Command::Submit { ask, client, reply } => self.submit(ask, client, reply),
             Command::Cancel(request) => self.handle(Input::Cancel(request)),
             Command::Reader { request, behind } => self.handle(Input::Reader { request, behind }),
-            Command::Connected { node, name, profile, link } => {
-                tracing::debug!(node = node.0, %name, models = profile.models.len(), "node connected");
-                self.nodes.insert(node, Node { name, link });
-                self.handle(Input::Connected { node, profile });
-                self.count.send_replace(self.nodes.len());
+            Command::Connected { node, member, profile, link, orders } => {
+                self.connected(node, member, profile, link, orders);
             }
-            Command::FromNode { node, from } => self.handle(Input::Node { node, from }),
+            Command::FromNode { node, from } => {
+                if let FromNode::Profile(profile) = &from
+                    && self.nodes.contains_key(&node)
+                {
+                    self.shelf.hold(node, profile);
+                }
+                self.handle(Input::Node { node, from });
+            }
+            Command::Expel { key, reason } => {
+                for node in self.with_key(key) {
+                    if let Some(node) = self.nodes.get(&node) {
+                        node.link.close(&reason);
+                    }
+                    self.lost(node, reason.clone());
+                }
+            }
+            Command::Drain { key, on } => {
+                for node in self.with_key(key) {
+                    self.drain(node, on);
+                }
+            }
+            // Whoever asked may have stopped waiting.
+            Command::Survey(reply) => _ = reply.send(self.survey()),
+            Command::Watch(reader) => self.news.add(reader),
             Command::Tokens { node, request, attempt, deliveries } => {
                 for (token, place) in deliveries {
                     let from = FromNode::Event { request, attempt, event: Event::Token(token) };
@@ -153,11 +197,62 @@ impl Conductor {
     }
 
     fn lost(&mut self, node: NodeId, reason: String) {
-        if let Some(node) = self.nodes.remove(&node) {
-            tracing::info!("node {} is gone: {reason}", node.name);
+        if let Some(gone) = self.nodes.remove(&node) {
+            tracing::info!("node {} is gone: {reason}", gone.name);
+            self.shelf.release(node);
+            self.news.tell(News::Left { name: gone.name.to_string(), key: gone.key, reason: reason.clone() });
             self.count.send_replace(self.nodes.len());
         }
         self.handle(Input::Lost { node, reason });
+    }
+
+    fn connected(
+        &mut self,
+        node: NodeId,
+        member: Option<Member>,
+        profile: Profile,
+        link: Arc<Link>,
+        orders: mpsc::Sender<Order>,
+    ) {
+        let key = member.as_ref().map(|m| m.key);
+        // A node whose old link is not known to be dead yet: the new one counts.
+        for old in key.map(|key| self.with_key(key)).unwrap_or_default() {
+            let reason = "the node has connected anew";
+            if let Some(old) = self.nodes.get(&old) {
+                old.link.close(reason);
+            }
+            self.lost(old, reason.into());
+        }
+        let name: Arc<str> = profile.name.as_str().into();
+        tracing::info!("node {name} is here with {} models", profile.models.len());
+        self.shelf.hold(node, &profile);
+        self.nodes.insert(node, Node { name: name.clone(), key, link, orders });
+        self.handle(Input::Connected { node, profile });
+        if member.is_some_and(|m| m.drained) {
+            self.drain(node, true);
+        }
+        self.news.tell(News::Joined { name: name.to_string(), key });
+        self.count.send_replace(self.nodes.len());
+    }
+
+    fn with_key(&self, key: PublicKey) -> Vec<NodeId> {
+        self.nodes.iter().filter(|(_, node)| node.key == Some(key)).map(|(id, _)| *id).collect()
+    }
+
+    fn drain(&mut self, id: NodeId, on: bool) {
+        if let Some(node) = self.nodes.get(&id) {
+            // It is only told for its person's sake.
+            _ = node.orders.try_send(Order::Drain { on });
+            self.news.tell(News::Drained { name: node.name.to_string(), key: node.key, on });
+        }
+        self.handle(Input::Drain { node: id, on });
+    }
+
+    fn survey(&self) -> Vec<NodeInfo> {
+        let all = self.scheduler.survey(self.now());
+        all.into_iter()
+            .map(|view| NodeInfo { key: self.nodes.get(&view.node).and_then(|n| n.key), view })
+            .collect()
     }
 
     fn submit(&mut self, ask: Box<Generate>, client: Client, reply: oneshot::Sender<Result<(), Failure>>) {
@@ -212,9 +307,11 @@ impl Conductor {
                 }
             }
             Output::Disconnect { node, reason } => {
-                if let Some(node) = self.nodes.remove(&node) {
-                    tracing::info!("node {} is given up: {reason}", node.name);
-                    node.link.close(&reason);
+                if let Some(gone) = self.nodes.remove(&node) {
+                    tracing::info!("node {} is given up: {reason}", gone.name);
+                    gone.link.close(&reason);
+                    self.shelf.release(node);
+                    self.news.tell(News::Left { name: gone.name.to_string(), key: gone.key, reason });
                     self.count.send_replace(self.nodes.len());
                 }
             }

@@ -1,5 +1,6 @@
 //! What a driver serves, and how it comes up.
 use super::conductor::{self, Command};
+use super::shelf::Shelf;
 use super::{Driver, Inner, ServedModel};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -10,7 +11,7 @@ use tokio::time::timeout;
 use weir_backends::cpu::{Cpu, CpuOptions};
 use weir_backends::null::Null;
 use weir_backends::program::Device;
-use weir_node::{LoadError, LoadOptions, Loaded, Resident, Worker};
+use weir_node::{Credentials, LoadError, LoadOptions, Loaded, Resident, Worker};
 use weir_scheduler::{Fastest, KvType, Limits, ModelId, Scheduler};
 use weir_transport::Link;
 
@@ -140,27 +141,43 @@ impl DeviceOptions {
     }
 }
 
-pub(super) async fn start(config: DriverConfig) -> Result<Driver, DriverError> {
-    let mut loaded = Vec::new();
-    for spec in config.models.into_iter().filter(|_| !config.no_node) {
-        let (name, device) = (spec.name.clone(), config.device);
+/// Loads the models one after the other, on threads of their own. Dropping the future leaves a load that is under way
+/// to its end.
+pub async fn load_all(models: Vec<ModelSpec>, device: DeviceOptions) -> Result<Vec<Loaded>, DriverError> {
+    let mut loaded: Vec<Loaded> = Vec::new();
+    for spec in models {
+        let name = spec.name.clone();
         let load = tokio::task::spawn_blocking(move || load(&spec, device)).await;
-        let new: Loaded = load
+        let mut new: Loaded = load
             .map_err(|_| DriverError::Panicked(name.clone()))?
             .map_err(|error| DriverError::Model { name: name.clone(), error })?;
-        if loaded.iter().any(|(other, old): &(_, Loaded)| *other == name || old.held.model == new.held.model)
-        {
+        if loaded.iter().any(|old| old.held.name == name || old.held.model == new.held.model) {
             return Err(DriverError::Twice(name));
         }
-        loaded.push((name, new));
+        new.held.name = name;
+        loaded.push(new);
     }
-    let driver = bring_up(loaded);
+    Ok(loaded)
+}
+
+/// A node that holds these models.
+pub fn worker(name: &str, loaded: Vec<Loaded>) -> Worker {
+    let mut devices: Vec<String> = loaded.iter().map(|l| l.device.clone()).collect();
+    devices.dedup();
+    let residents = loaded.into_iter().map(|l| Resident::new(l.held, l.text, l.engine)).collect();
+    Worker::new(name, devices, residents)
+}
+
+pub(super) async fn start(config: DriverConfig) -> Result<Driver, DriverError> {
+    let models = if config.no_node { Vec::new() } else { config.models };
+    let loaded = load_all(models, config.device).await?;
+    let shelf = Shelf::new(loaded.iter().map(served).collect());
+    let worker = worker("local", loaded);
+    let driver = bring_up(shelf, worker.residents().to_vec());
     if !driver.inner.residents.is_empty() {
-        let residents = driver.inner.residents.iter().map(|(_, resident)| resident.clone()).collect();
-        let worker = Worker::new("local", residents);
         let (ours, theirs) = Link::in_memory();
         tokio::spawn(async move {
-            let why = worker.serve(&theirs).await;
+            let why = worker.serve(&theirs, Credentials::default()).await;
             tracing::debug!("the local node stopped: {why}");
         });
         driver.attach(ours);
@@ -180,29 +197,32 @@ fn load(spec: &ModelSpec, options: DeviceOptions) -> Result<Loaded, LoadError> {
     }
 }
 
-fn bring_up(loaded: Vec<(String, Loaded)>) -> Driver {
-    let created = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
-    let served = |(name, loaded): &(String, Loaded)| {
-        Arc::new(ServedModel {
-            name: name.clone(),
-            id: loaded.held.model,
-            context: loaded.held.context,
-            tokenizer: loaded.tokenizer.clone(),
-            template: loaded.template.clone(),
-            created,
-        })
-    };
-    let models = loaded.iter().map(served).collect();
-    let residents =
-        loaded.into_iter().map(|(name, loaded)| (name, Resident::new(loaded.held, loaded.engine))).collect();
+fn served(loaded: &Loaded) -> ServedModel {
+    ServedModel {
+        name: loaded.held.name.clone(),
+        id: loaded.held.model,
+        context: loaded.held.context,
+        tokenizer: loaded.tokenizer.clone(),
+        template: loaded.template.clone(),
+        created: since_1970(),
+    }
+}
+
+/// Now, in seconds.
+pub(super) fn since_1970() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs())
+}
+
+fn bring_up(shelf: Shelf, residents: Vec<Resident>) -> Driver {
     let (commands, inbox) = mpsc::channel::<Command>(COMMANDS_MAX);
     let (cancels, cancelled) = mpsc::unbounded_channel();
     let scheduler = Scheduler::new(Limits::default(), Box::new(Fastest));
-    let nodes = conductor::spawn(scheduler, inbox, cancelled, commands.downgrade());
+    let shelf = Arc::new(shelf);
+    let nodes = conductor::spawn(scheduler, shelf.clone(), inbox, cancelled, commands.downgrade());
     let inner = Inner {
         commands,
         cancels,
-        models,
+        shelf,
         residents,
         nodes,
         next_request: AtomicU64::new(1),

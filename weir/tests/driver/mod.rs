@@ -4,7 +4,7 @@ use tokio::sync::mpsc::Receiver;
 use tokio::task::JoinSet;
 use weir::driver::{Ask, Driver, DriverConfig, Generation, ModelSpec};
 use weir_backends::null::{NULL_MODEL, Null, NullCost};
-use weir_node::{LoadOptions, Resident, Worker};
+use weir_node::{Credentials, LoadOptions, Resident, Worker};
 use weir_scheduler::{
     Event, Failure, FailureKind, Finish, KeyId, Priority, RequestId, Sampling, TraceContext, Usage,
 };
@@ -51,12 +51,12 @@ impl Node {
     async fn attach_null(driver: &Driver, name: &str, null: Null) -> Node {
         let loaded = weir_node::null(&null, LoadOptions::default()).unwrap();
         let engine = loaded.engine.clone();
-        let resident = Resident::new(loaded.held, loaded.engine);
-        let worker = Worker::new(name, vec![resident.clone()]);
+        let resident = Resident::new(loaded.held, loaded.text, loaded.engine);
+        let worker = Worker::new(name, vec!["null".into()], vec![resident.clone()]);
         let (ours, theirs) = Link::in_memory();
         let mut nodes = driver.nodes();
         let before = *nodes.borrow();
-        let task = tokio::spawn(async move { drop(worker.serve(&theirs).await) });
+        let task = tokio::spawn(async move { drop(worker.serve(&theirs, Credentials::default()).await) });
         driver.attach(ours);
         nodes.wait_for(|now| *now > before).await.unwrap();
         Node { resident, task, engine }

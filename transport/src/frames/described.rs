@@ -1,0 +1,230 @@
+//! The bodies that describe themselves: JSON, in which a reader passes over fields that it doesn't know.
+use super::convert::sense;
+use super::{FrameError, Kind};
+use serde::{Deserialize, Serialize};
+use std::time::Duration;
+use weir_scheduler as vocabulary;
+use weir_scheduler::{KvType, ModelId, TextId, Trust};
+
+/// How a node introduces itself.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hello {
+    /// Protocol versions that it speaks.
+    pub versions: Vec<u16>,
+    /// Its program's version, for a person.
+    pub software: String,
+    /// Its name, for a person.
+    pub name: String,
+    /// That it is who it was. Links within a process need none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub proof: Option<Proof>,
+    /// From the join link, where it isn't known yet.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub token: Option<String>,
+}
+
+/// A node's key, and its signature of this very connection.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Proof {
+    /// Ed25519, 64 hexadecimal digits.
+    pub key: String,
+    /// Of `weir/1 node` and the link's binding; 128 hexadecimal digits.
+    pub signature: String,
+}
+
+/// The scheduler's answer.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Welcome {
+    /// The version to be spoken.
+    pub version: u16,
+    /// The number that the node has at this scheduler.
+    pub node: u64,
+    /// Send a `Status` at least so often, in milliseconds.
+    pub heartbeat_ms: u32,
+    /// It isn't welcome: why.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub refused: Option<Refusal>,
+}
+
+/// Why a node may not join.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Refusal {
+    /// For the node: trying again is no use, but for [`RefusalCode::Full`].
+    pub code: RefusalCode,
+    /// For a person: what to do.
+    pub message: String,
+}
+
+/// Kinds of refusals.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RefusalCode {
+    /// No common protocol version.
+    Version,
+    /// The key's proof is missing or wrong.
+    Proof,
+    /// The join token is unknown, used up or expired.
+    Token,
+    /// The node was revoked.
+    Revoked,
+    /// There are too many nodes; later it may work.
+    Full,
+    /// Something that a later program says.
+    #[serde(other)]
+    Other,
+}
+
+/// What a scheduler wants of a node, beside requests.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "order", rename_all = "snake_case")]
+pub enum Order {
+    /// Nothing new comes any more, or things come again: for the node's person.
+    Drain {
+        /// Whether it drains.
+        on: bool,
+    },
+    /// Something that a later program says.
+    #[serde(other)]
+    Other,
+}
+
+/// What content is to be handed out.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Fetch {
+    /// A model's tokenizer and chat template, by [`TextId`] in hexadecimal.
+    pub text: String,
+}
+
+impl Fetch {
+    /// For this text.
+    pub fn of(text: TextId) -> Fetch {
+        Fetch { text: hex(&text.0) }
+    }
+
+    /// Which text it is for.
+    pub fn text(&self) -> Option<TextId> {
+        unhex(&self.text).map(TextId)
+    }
+}
+
+/// Bytes as lower-case hexadecimal digits.
+pub(crate) fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|b| format!("{b:02x}")).collect()
+}
+
+/// Exactly `N` bytes.
+pub(crate) fn unhex<const N: usize>(text: &str) -> Option<[u8; N]> {
+    let digits = text.as_bytes();
+    if digits.len() != 2 * N {
+        return None;
+    }
+    let digit = |b: u8| (b as char).to_digit(16).map(|d| d as u8);
+    let mut bytes = [0; N];
+    for (byte, pair) in bytes.iter_mut().zip(digits.chunks_exact(2)) {
+        *byte = digit(pair[0])? << 4 | digit(pair[1])?;
+    }
+    Some(bytes)
+}
+
+/// See [`vocabulary::Profile`].
+#[derive(Serialize, Deserialize)]
+pub(super) struct Profile {
+    name: String,
+    #[serde(default)]
+    guest: bool,
+    #[serde(default)]
+    devices: Vec<String>,
+    #[serde(default)]
+    memory_free: u64,
+    models: Vec<Held>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Held {
+    model: String,
+    name: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    text: Option<String>,
+    context: u32,
+    numerics: String,
+    kv: Kv,
+    kv_blocks: u32,
+    slots: u32,
+    prefill_tokens_per_s: f32,
+    token_time_alone_ns: u64,
+    token_time_full_ns: u64,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum Kv {
+    F16,
+    Q8_0,
+}
+
+impl From<&vocabulary::Profile> for Profile {
+    fn from(p: &vocabulary::Profile) -> Self {
+        let nanos = |d: Duration| u64::try_from(d.as_nanos()).unwrap_or(u64::MAX);
+        let held = |h: &vocabulary::Held| Held {
+            model: hex(&h.model.0),
+            name: h.name.clone(),
+            text: h.text.map(|text| hex(&text.0)),
+            context: h.context,
+            numerics: h.numerics.clone(),
+            kv: match h.kv {
+                KvType::F16 => Kv::F16,
+                KvType::Q8_0 => Kv::Q8_0,
+            },
+            kv_blocks: h.kv_blocks,
+            slots: h.slots,
+            prefill_tokens_per_s: h.rates.prefill_tokens_per_s,
+            token_time_alone_ns: nanos(h.rates.token_time_alone),
+            token_time_full_ns: nanos(h.rates.token_time_full),
+        };
+        Profile {
+            name: p.name.clone(),
+            guest: p.trust == Trust::Guest,
+            devices: p.devices.clone(),
+            memory_free: p.memory_free,
+            models: p.models.iter().map(held).collect(),
+        }
+    }
+}
+
+pub(super) fn profile(p: Profile) -> Result<vocabulary::Profile, FrameError> {
+    Ok(vocabulary::Profile {
+        name: p.name,
+        trust: if p.guest { Trust::Guest } else { Trust::Own },
+        devices: p.devices,
+        memory_free: p.memory_free,
+        models: p.models.into_iter().map(held).collect::<Result<_, _>>()?,
+    })
+}
+
+fn held(h: Held) -> Result<vocabulary::Held, FrameError> {
+    const KIND: Kind = Kind::Profile;
+    let no_digest = FrameError::Senseless { kind: KIND, why: "an id is not 64 hexadecimal digits" };
+    let rate = h.prefill_tokens_per_s;
+    sense(KIND, h.slots > 0, "a model has no slots")?;
+    sense(KIND, rate.is_finite() && rate > 0.0, "a rate is not above 0")?;
+    sense(KIND, !h.name.is_empty() && h.name.len() <= 200, "a model's name has not 1 to 200 bytes")?;
+    let text = h.text.map(|text| unhex(&text).map(TextId).ok_or(no_digest.clone())).transpose()?;
+    Ok(vocabulary::Held {
+        model: ModelId(unhex(&h.model).ok_or(no_digest)?),
+        name: h.name,
+        text,
+        context: h.context,
+        numerics: h.numerics,
+        kv: match h.kv {
+            Kv::F16 => KvType::F16,
+            Kv::Q8_0 => KvType::Q8_0,
+        },
+        kv_blocks: h.kv_blocks,
+        slots: h.slots,
+        rates: vocabulary::Rates {
+            prefill_tokens_per_s: rate,
+            token_time_alone: Duration::from_nanos(h.token_time_alone_ns),
+            token_time_full: Duration::from_nanos(h.token_time_full_ns),
+        },
+    })
+}

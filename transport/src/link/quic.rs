@@ -1,0 +1,206 @@
+//! Links over QUIC.
+use super::{AnyReceiver, AnySender, LinkError, Stream, Urgency};
+use crate::{Frame, FrameError, HEADER_BYTES};
+use bytes::{Buf, Bytes, BytesMut};
+use quinn::{Connection, ConnectionError, ReadError, RecvStream, SendStream, VarInt, WriteError};
+use std::sync::{Arc, OnceLock};
+
+/// Of a reason that the other end gives, at most.
+const REASON_MAX: usize = 500;
+/// Bytes taken off a stream at once, at most.
+const CHUNK_MAX: usize = 64 << 10;
+/// What a half dropped before its end says.
+const ABANDONED: VarInt = VarInt::from_u32(1);
+/// Labels what nodes sign.
+const EXPORT_LABEL: &[u8] = b"EXPORTER-weir-1-node";
+
+/// Why this end closed the link, once it has.
+type Reason = Arc<OnceLock<String>>;
+
+#[derive(Debug)]
+pub(crate) struct Link {
+    connection: Connection,
+    reason: Reason,
+}
+
+impl Link {
+    pub fn new(connection: Connection) -> Link {
+        Link { connection, reason: Reason::default() }
+    }
+
+    fn stream(&self, (send, receive): (SendStream, RecvStream)) -> Stream {
+        let send = Sender { stream: send, finished: false, torn: false, reason: self.reason.clone() };
+        let receive = Receiver {
+            stream: receive,
+            chunk: Bytes::new(),
+            partial: BytesMut::new(),
+            reason: self.reason.clone(),
+        };
+        Stream {
+            send: super::Sender(AnySender::Quic(send)),
+            receive: super::Receiver(AnyReceiver::Quic(receive)),
+        }
+    }
+
+    pub async fn open(&self) -> Result<Stream, LinkError> {
+        self.connection.open_bi().await.map(|halves| self.stream(halves)).map_err(|e| closed(e, &self.reason))
+    }
+
+    pub async fn accept(&self) -> Result<Stream, LinkError> {
+        let accepted = self.connection.accept_bi().await;
+        accepted.map(|halves| self.stream(halves)).map_err(|e| closed(e, &self.reason))
+    }
+
+    pub fn close(&self, reason: &str) {
+        let mut end = reason.len().min(REASON_MAX);
+        while !reason.is_char_boundary(end) {
+            end -= 1;
+        }
+        // Only the first reason counts.
+        _ = self.reason.set(reason.to_owned());
+        self.connection.close(VarInt::from_u32(0), &reason.as_bytes()[..end]);
+    }
+
+    pub async fn closed(&self) {
+        _ = self.connection.closed().await;
+    }
+
+    pub fn binding(&self) -> [u8; 32] {
+        let mut binding = [0; 32];
+        let exported = self.connection.export_keying_material(&mut binding, EXPORT_LABEL, &[]);
+        exported.expect("32 bytes can be exported once the handshake is done");
+        binding
+    }
+}
+
+impl Drop for Link {
+    fn drop(&mut self) {
+        self.close("the other end is gone");
+    }
+}
+
+fn closed(error: ConnectionError, reason: &Reason) -> LinkError {
+    LinkError::Closed(match error {
+        ConnectionError::ApplicationClosed(close) => {
+            String::from_utf8_lossy(&close.reason[..close.reason.len().min(REASON_MAX)]).into_owned()
+        }
+        ConnectionError::LocallyClosed => {
+            reason.get().cloned().unwrap_or_else(|| "this end closed it".into())
+        }
+        ConnectionError::TimedOut => "nothing came for too long".into(),
+        ConnectionError::Reset => "the other end has forgotten it".into(),
+        other => other.to_string(),
+    })
+}
+
+#[derive(Debug)]
+pub(crate) struct Sender {
+    stream: SendStream,
+    finished: bool,
+    /// A frame was given up halfway.
+    torn: bool,
+    reason: Reason,
+}
+
+impl Sender {
+    pub async fn send(&mut self, frame: Frame) -> Result<(), LinkError> {
+        if self.torn {
+            // An error means that it is reset already.
+            _ = self.stream.reset(ABANDONED);
+            return Err(LinkError::Reset);
+        }
+        self.torn = true;
+        let written = self.stream.write_chunk(frame.bytes().clone()).await;
+        written.map_err(|error| match error {
+            WriteError::ConnectionLost(error) => closed(error, &self.reason),
+            WriteError::Stopped(_) | WriteError::ClosedStream | WriteError::ZeroRttRejected => {
+                LinkError::Reset
+            }
+        })?;
+        self.torn = false;
+        Ok(())
+    }
+
+    pub fn finish(mut self) {
+        if !self.torn {
+            // An error means that the other end wants nothing more.
+            _ = self.stream.finish();
+            self.finished = true;
+        }
+    }
+
+    pub fn set_urgency(&self, urgency: Urgency) {
+        // An error means that nothing will be sent any more.
+        _ = self.stream.set_priority(urgency as i32 - Urgency::Normal as i32);
+    }
+}
+
+impl Drop for Sender {
+    fn drop(&mut self) {
+        if !self.finished {
+            // An error means that it is reset already.
+            _ = self.stream.reset(ABANDONED);
+        }
+    }
+}
+
+#[derive(Debug)]
+pub(crate) struct Receiver {
+    stream: RecvStream,
+    /// What has been taken off the stream and not yet looked at.
+    chunk: Bytes,
+    /// The beginning of a frame that lies in several chunks.
+    partial: BytesMut,
+    reason: Reason,
+}
+
+impl Receiver {
+    pub async fn next(&mut self) -> Result<Option<Frame>, LinkError> {
+        loop {
+            if let Some(frame) = self.take()? {
+                return Ok(Some(frame));
+            }
+            // Nothing is lost if the future is dropped here: reading a chunk either happens or doesn't.
+            match self.stream.read_chunk(CHUNK_MAX, true).await {
+                Ok(Some(chunk)) => self.chunk = chunk.bytes,
+                Ok(None) if self.partial.is_empty() => return Ok(None),
+                Ok(None) => {
+                    let (got, want) = (self.partial.len(), self.wanted()?);
+                    return Err(FrameError::Length { got, want }.into());
+                }
+                Err(ReadError::ConnectionLost(error)) => return Err(closed(error, &self.reason)),
+                Err(_) => return Err(LinkError::Reset),
+            }
+        }
+    }
+
+    /// A frame from what has arrived. One that lies within a chunk is not copied.
+    fn take(&mut self) -> Result<Option<Frame>, LinkError> {
+        if self.partial.is_empty() && self.chunk.len() >= HEADER_BYTES {
+            let whole = length(&self.chunk)?;
+            if whole <= self.chunk.len() {
+                return Ok(Some(Frame::parse(self.chunk.split_to(whole))?));
+            }
+        }
+        while !self.chunk.is_empty() {
+            let more = (self.wanted()? - self.partial.len()).min(self.chunk.len());
+            self.partial.extend_from_slice(&self.chunk[..more]);
+            self.chunk.advance(more);
+            if self.partial.len() >= HEADER_BYTES && self.partial.len() == length(&self.partial)? {
+                return Ok(Some(Frame::parse(self.partial.split().freeze())?));
+            }
+        }
+        Ok(None)
+    }
+
+    /// How long the partial frame has to become, as far as is known.
+    fn wanted(&self) -> Result<usize, FrameError> {
+        if self.partial.len() < HEADER_BYTES { Ok(HEADER_BYTES) } else { length(&self.partial) }
+    }
+}
+
+/// Of the frame that begins here, header included.
+fn length(bytes: &[u8]) -> Result<usize, FrameError> {
+    let header = bytes.first_chunk().ok_or(FrameError::Length { got: bytes.len(), want: HEADER_BYTES })?;
+    Ok(HEADER_BYTES + Frame::parse_header(header)?.1)
+}
