@@ -44,6 +44,8 @@ pub struct Worker {
     devices: Arc<[String]>,
     residents: Arc<[Resident]>,
     draining: watch::Sender<bool>,
+    /// Schedulers that have let it in, so far.
+    welcomes: watch::Sender<u64>,
 }
 
 /// By what a scheduler knows a node, or lets it in.
@@ -124,13 +126,23 @@ impl Resident {
 impl Worker {
     /// A node that holds these models, on these devices (for a person).
     pub fn new(name: &str, devices: Vec<String>, residents: Vec<Resident>) -> Worker {
-        let draining = watch::Sender::new(false);
-        Worker { name: name.into(), devices: devices.into(), residents: residents.into(), draining }
+        Worker {
+            name: name.into(),
+            devices: devices.into(),
+            residents: residents.into(),
+            draining: watch::Sender::new(false),
+            welcomes: watch::Sender::new(0),
+        }
     }
 
     /// Tells every scheduler to send nothing more, and to take back what it can.
     pub fn drain(&self) {
         self.draining.send_replace(true);
+    }
+
+    /// Changes whenever a scheduler has let it in.
+    pub fn welcomes(&self) -> watch::Receiver<u64> {
+        self.welcomes.subscribe()
     }
 
     /// Requests under way, for all schedulers.
@@ -156,6 +168,7 @@ impl Worker {
         let mut control = link.open().await?;
         control.send.set_urgency(Urgency::Control);
         let every = self.greet(&mut control, credentials).await?;
+        self.welcomes.send_modify(|n| *n += 1);
         control.send.send(Frame::profile(&self.profile())).await?;
         let mut told = HashMap::new();
         let mut draining = self.draining.subscribe();

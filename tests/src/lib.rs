@@ -5,7 +5,7 @@ mod http;
 mod process;
 
 pub use http::{Connection, Reply};
-pub use process::{Serve, program, target, weir};
+pub use process::{Node, Serve, free_address, program, target, weir};
 
 use std::path::PathBuf;
 

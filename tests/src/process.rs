@@ -2,7 +2,7 @@
 use crate::{Connection, Reply};
 use std::fs::File;
 use std::io;
-use std::net::{SocketAddr, TcpListener};
+use std::net::{SocketAddr, TcpListener, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::OnceLock;
@@ -69,6 +69,22 @@ impl Serve {
         serve
     }
 
+    /// Starts one that answers, whether it has nodes or not.
+    ///
+    /// # Panics
+    /// If it ends, or doesn't answer within two minutes.
+    pub fn awake(address: SocketAddr, arguments: &[&str]) -> Serve {
+        let mut serve = Serve::spawn(address, arguments, &[]);
+        let end = Instant::now() + Duration::from_secs(120);
+        while serve.get("/healthz").map_or(0, |reply| reply.status) != 200 {
+            let status = serve.child.try_wait().expect("a child can be waited for");
+            assert!(status.is_none(), "weir serve ended with {status:?}: {}", serve.stderr());
+            assert!(Instant::now() < end, "weir serve doesn't answer: {}", serve.stderr());
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        serve
+    }
+
     /// Starts one at `address`, ready or not.
     pub fn spawn(address: SocketAddr, arguments: &[&str], environment: &[(&str, &str)]) -> Serve {
         let folder = tempfile::tempdir().expect("a temporary folder");
@@ -101,8 +117,7 @@ impl Serve {
 
     /// Sends a signal: `INT`, `TERM`.
     pub fn signal(&self, name: &str) {
-        let status = Command::new("kill").args([&format!("-{name}"), &self.child.id().to_string()]).status();
-        assert!(status.is_ok_and(|s| s.success()), "kill -{name}");
+        signal(&self.child, name);
     }
 
     /// Waits for its end.
@@ -110,14 +125,95 @@ impl Serve {
     /// # Panics
     /// If it doesn't come within `limit`.
     pub fn ended(&mut self, limit: Duration) -> ExitStatus {
-        let end = Instant::now() + limit;
-        loop {
-            if let Some(status) = self.child.try_wait().expect("a child can be waited for") {
-                return status;
-            }
-            assert!(Instant::now() < end, "it runs on after {limit:?}: {}", self.stderr());
-            std::thread::sleep(Duration::from_millis(10));
+        ended(&mut self.child, limit, || {
+            std::fs::read_to_string(self.folder.path().join("stderr")).unwrap_or_default()
+        })
+    }
+}
+
+/// A running `weir join`; killed when dropped.
+pub struct Node {
+    child: Child,
+    folder: TempDir,
+}
+
+impl Node {
+    /// Starts one; its key is kept in a folder of its own.
+    pub fn join(name: &str, link: &str, model: &str) -> Node {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        Node::start(folder, &[link, "--name", name, "--model", model])
+    }
+
+    /// Starts it again after its end, with the key that it had.
+    pub fn again(self, name: &str, model: &str) -> Node {
+        Node::start(self.stop(), &["--name", name, "--model", model])
+    }
+
+    fn start(folder: TempDir, arguments: &[&str]) -> Node {
+        let file = |name| File::create(folder.path().join(name)).expect("a file in it");
+        let child = weir(folder.path())
+            .arg("join")
+            .args(arguments)
+            .arg("--state")
+            .arg(folder.path().join("state"))
+            .stdout(file("stdout"))
+            .stderr(file("stderr"))
+            .spawn()
+            .expect("the program starts");
+        Node { child, folder }
+    }
+
+    /// Kills it outright.
+    pub fn kill(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+
+    fn stop(mut self) -> TempDir {
+        self.kill();
+        std::mem::replace(&mut self.folder, tempfile::tempdir().expect("a temporary folder"))
+    }
+
+    /// What it has said so far.
+    pub fn stderr(&self) -> String {
+        std::fs::read_to_string(self.folder.path().join("stderr")).unwrap_or_default()
+    }
+
+    /// Sends a signal: `INT`, `TERM`, `STOP`, `CONT`.
+    pub fn signal(&self, name: &str) {
+        signal(&self.child, name);
+    }
+
+    /// Waits for its end.
+    ///
+    /// # Panics
+    /// If it doesn't come within `limit`.
+    pub fn ended(&mut self, limit: Duration) -> ExitStatus {
+        ended(&mut self.child, limit, || {
+            std::fs::read_to_string(self.folder.path().join("stderr")).unwrap_or_default()
+        })
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+fn signal(child: &Child, name: &str) {
+    let status = Command::new("kill").args([&format!("-{name}"), &child.id().to_string()]).status();
+    assert!(status.is_ok_and(|s| s.success()), "kill -{name}");
+}
+
+fn ended(child: &mut Child, limit: Duration, stderr: impl Fn() -> String) -> ExitStatus {
+    let end = Instant::now() + limit;
+    loop {
+        if let Some(status) = child.try_wait().expect("a child can be waited for") {
+            return status;
         }
+        assert!(Instant::now() < end, "it runs on after {limit:?}: {}", stderr());
+        std::thread::sleep(Duration::from_millis(10));
     }
 }
 
@@ -128,7 +224,13 @@ impl Drop for Serve {
     }
 }
 
-fn free_address() -> SocketAddr {
-    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
-    listener.local_addr().expect("it has an address")
+/// A loopback address whose port is free, for TCP and for UDP.
+pub fn free_address() -> SocketAddr {
+    loop {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+        let address = listener.local_addr().expect("it has an address");
+        if UdpSocket::bind(address).is_ok() {
+            return address;
+        }
+    }
 }

@@ -2,6 +2,8 @@
 #![allow(clippy::unwrap_used)] // a test that panics has failed
 #[path = "whole/bench.rs"]
 mod bench;
+#[path = "whole/cluster.rs"]
+mod cluster;
 #[path = "whole/footprint.rs"]
 mod footprint;
 #[path = "whole/sdk.rs"]

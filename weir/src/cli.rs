@@ -2,11 +2,15 @@
 mod bench;
 mod chat;
 mod devices;
+mod ending;
+mod join;
+mod members;
 mod models;
 mod output;
 mod pull;
 mod remove;
 mod serve;
+mod serving;
 mod session;
 mod speaker;
 
@@ -41,6 +45,8 @@ Examples:
   weir chat \"Why is the sky blue?\"       answers; fetches the default model first if need be
   git diff | weir chat \"Review this\"     standard input is added to the prompt
   weir serve                             an OpenAI-compatible gateway on http://127.0.0.1:8484
+  weir serve --listen 0.0.0.0:8484       the same, and other machines can join
+  weir join LINK                         this machine becomes a node; `weir link` prints the link
   weir pull qwen2.5-coder-0.5b           fetches a model
   weir models                            what can be fetched, and what is here";
 
@@ -50,6 +56,16 @@ enum Command {
     Chat(chat::Chat),
     /// Serve models over the OpenAI API
     Serve(serve::Serve),
+    /// Make this machine a node of a cluster
+    Join(join::Join),
+    /// Print a link with which another machine can join
+    Link(members::Link),
+    /// List the nodes of a running scheduler
+    Nodes(members::Nodes),
+    /// Send a node nothing new, and move what runs there
+    Drain(members::Drain),
+    /// Cut a node off for good
+    Revoke(members::Revoke),
     /// Fetch models
     Pull(pull::Pull),
     /// List the models of the catalog, and what of them is on this machine
@@ -82,6 +98,11 @@ fn run(arguments: Arguments) -> anyhow::Result<()> {
     match arguments.command {
         Command::Chat(command) => command.run(&config),
         Command::Serve(command) => command.run(&config),
+        Command::Join(command) => command.run(&config),
+        Command::Link(command) => command.run(&config),
+        Command::Nodes(command) => command.run(&config),
+        Command::Drain(command) => command.run(&config),
+        Command::Revoke(command) => command.run(&config),
         Command::Pull(command) => command.run(&config),
         Command::Models(command) => command.run(&config),
         Command::Remove(command) => command.run(&config),

@@ -34,6 +34,8 @@ pub struct Config {
     pub cache: Option<PathBuf>,
     /// A further catalog of models, whose names come before the built-in ones.
     pub catalog: Option<PathBuf>,
+    /// Where a scheduler keeps its cluster, and a node its key; the platform's folder for state where none.
+    pub state: Option<PathBuf>,
     /// What is logged to stderr: `warn`, `info`, `weir=debug`, ...
     pub log: String,
 }
@@ -64,6 +66,7 @@ impl Default for Config {
             kv: Kv::F16,
             cache: None,
             catalog: None,
+            state: None,
             log: "warn".into(),
         }
     }
@@ -114,6 +117,7 @@ impl Config {
             "kv",
             "cache",
             "catalog",
+            "state",
             "log",
         ];
         // an empty variable is an absent one
@@ -134,6 +138,20 @@ impl Config {
             "WEIR_CATALOG" => text(&self.catalog),
             _ => environment(name),
         })
+    }
+}
+
+impl Config {
+    /// The folder for state: what was asked for, or the user's own `weir`.
+    pub fn state_folder(&self, asked: Option<&Path>) -> Option<PathBuf> {
+        let set = |name| environment(name).filter(|v| !v.is_empty()).map(PathBuf::from);
+        let usual = || match cfg!(windows) {
+            true => Some(set("LOCALAPPDATA")?.join("weir/state")),
+            false => {
+                Some(set("XDG_STATE_HOME").or_else(|| Some(set("HOME")?.join(".local/state")))?.join("weir"))
+            }
+        };
+        asked.map(Path::to_owned).or_else(|| self.state.clone()).or_else(usual)
     }
 }
 

@@ -3,6 +3,7 @@
 //! Follow a request down: [`Gateway::run`] accepts, `connection` guards the socket, `routes` checks who asks and finds the
 //! endpoint, `request` turns JSON into checked values, `prompt` turns messages into token ids, the driver generates, and
 //! `answer` (whole) or `stream` (server-sent events) writes what comes back.
+mod admin;
 mod answer;
 mod body;
 mod connection;
@@ -24,6 +25,8 @@ use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, watch};
 
+pub use admin::AdminConfig;
+
 /// Where the gateway listens, and for whom.
 #[derive(Clone, Debug)]
 pub struct GatewayConfig {
@@ -36,6 +39,8 @@ pub struct GatewayConfig {
     pub allowed_hosts: Vec<String>,
     /// Origins of web pages, as `https://example.org`, that may call this gateway from a browser.
     pub allowed_origins: Vec<String>,
+    /// Whose nodes are listed, let in and sent away here; none where no nodes can join.
+    pub admin: Option<AdminConfig>,
     /// How much of everything one client, or all of them, may take.
     pub limits: Limits,
 }
@@ -48,6 +53,7 @@ impl GatewayConfig {
             api_key: None,
             allowed_hosts: Vec::new(),
             allowed_origins: Vec::new(),
+            admin: None,
             limits: Limits::default(),
         }
     }
@@ -144,6 +150,7 @@ pub(crate) struct Shared {
     /// Lower case; none takes any name.
     hosts: Option<Vec<String>>,
     origins: Vec<String>,
+    admin: Option<admin::Admin>,
     requests: Arc<Semaphore>,
     phase: watch::Receiver<Phase>,
     /// Distinguishes names of requests between processes.
@@ -202,6 +209,7 @@ impl Gateway {
             key: config.api_key.map(|k| blake3::hash(k.as_bytes())),
             hosts,
             origins: config.allowed_origins,
+            admin: config.admin.map(admin::Admin::from),
             requests: Arc::new(Semaphore::new(config.limits.requests_max)),
             limits: config.limits,
             phase,

@@ -1,21 +1,32 @@
 //! `weir serve`
-use super::speaker::{device_options, find, start};
+use super::ending::{Asked, asked_to_stop};
+use super::serving::{self, Announced, Serving};
+use super::speaker::{device_options, find};
 use super::{Interrupted, output::note};
+use crate::cluster::{Cluster, Invitation};
 use crate::config::Config;
-use crate::gateway::{Gateway, GatewayConfig};
-use std::io::{Write, stdout};
-use std::net::SocketAddr;
+use crate::driver::{Driver, DriverConfig, Port};
+use crate::gateway::{AdminConfig, Gateway, GatewayConfig};
+use std::io::{IsTerminal, Write, stderr, stdout};
+use std::net::{SocketAddr, UdpSocket};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::SystemTime;
 use tokio::sync::oneshot;
+use weir_transport::{JoinLink, JoinToken};
 
 /// Serve models over the OpenAI API
 #[derive(clap::Args)]
 #[command(after_help = "\
 The address is printed once requests are taken, and nothing else goes to standard output. Off loopback a key is
-required. Ctrl-C lets requests that are under way finish.
+required. Ctrl-C lets requests that are under way finish. With --listen other machines can join: `weir link` prints a
+link for one, to be used with `weir join` there.
 
 Examples:
   weir serve
   weir serve --model smollm2-135m --model qwen2.5-coder-0.5b
+  weir serve --listen 0.0.0.0:8484       other machines can join, too
+  weir serve --listen 0.0.0.0:8484 --no-node
   WEIR_API_KEY=secret weir serve --http 0.0.0.0:8484
   weir serve --model null                made-up tokens, for load tests")]
 pub(super) struct Serve {
@@ -25,6 +36,18 @@ pub(super) struct Serve {
     /// A catalog name or a path to a .gguf; may be given several times
     #[arg(short, long, value_name = "MODEL")]
     model: Vec<String>,
+    /// Let nodes join here (UDP)
+    #[arg(long, value_name = "ADDR")]
+    listen: Option<SocketAddr>,
+    /// What join links say instead of this machine's own addresses: HOST:PORT, may be given several times
+    #[arg(long, value_name = "HOST:PORT", requires = "listen")]
+    advertise: Vec<String>,
+    /// Hold no model here: only nodes that join do
+    #[arg(long, requires = "listen", conflicts_with = "model")]
+    no_node: bool,
+    /// Where the cluster's key and members are kept
+    #[arg(long, value_name = "DIR")]
+    state: Option<PathBuf>,
     /// Clients must send this key; better set WEIR_API_KEY, which others on this machine don't see
     #[arg(long, value_name = "KEY")]
     key: Option<String>,
@@ -33,54 +56,109 @@ pub(super) struct Serve {
 impl Serve {
     pub(super) fn run(self, config: &Config) -> anyhow::Result<()> {
         let names = match self.model.as_slice() {
+            _ if self.no_node => Vec::new(),
             [] => vec![None],
             named => named.iter().map(|n| Some(n.as_str())).collect(),
         };
         let models = names.into_iter().map(|n| find(config, n)).collect::<anyhow::Result<Vec<_>>>()?;
-        let gateway = GatewayConfig {
-            api_key: self.key.or_else(|| config.api_key.clone()),
+        let mut gateway = GatewayConfig {
+            api_key: self.key.clone().or_else(|| config.api_key.clone()),
             allowed_hosts: config.allowed_hosts.clone(),
             allowed_origins: config.allowed_origins.clone(),
             ..GatewayConfig::new(self.http.unwrap_or(config.http))
         };
         super::runtime()?.block_on(async {
-            let driver = start(models, device_options(config)).await?;
+            let device = device_options(config);
+            let driver = Driver::start(DriverConfig { models, device, no_node: self.no_node }).await?;
+            let house = self.listen.map(|at| self.open_house(config, &driver, at)).transpose()?;
+            gateway.admin = house.as_ref().map(|house| house.admin.clone());
             let gateway = Gateway::bind(driver.clone(), gateway).await?;
+            let announced = house.as_ref().map(|house| house.announce(&gateway)).transpose()?;
             let names: Vec<String> = driver.models().iter().map(|m| m.name.clone()).collect();
             writeln!(stdout(), "http://{}", gateway.address())?;
-            note(&format!("Serving {}. Ctrl-C stops.", names.join(", ")));
+            note(&match names.as_slice() {
+                [] => "Waiting for nodes. Ctrl-C stops.".to_owned(),
+                names => format!("Serving {}. Ctrl-C stops.", names.join(", ")),
+            });
+            if let Some(house) = &house {
+                house.invite()?;
+            }
             let (said, heard) = oneshot::channel();
             gateway
                 .run(async {
                     let _ = said.send(asked_to_stop().await);
                 })
                 .await;
+            drop(announced);
             driver.shutdown().await;
+            if let Some(house) = house {
+                house.port.close().await;
+            }
             match heard.await {
                 Ok(Asked::Interrupt) => Err(Interrupted.into()),
                 _ => Ok(()),
             }
         })
     }
-}
 
-/// How we were asked to stop.
-enum Asked {
-    Interrupt,
-    Terminate,
-}
-
-async fn asked_to_stop() -> Asked {
-    #[cfg(unix)]
-    {
-        use tokio::signal::unix::{SignalKind, signal};
-        if let Ok(mut terminate) = signal(SignalKind::terminate()) {
-            return tokio::select! {
-                _ = terminate.recv() => Asked::Terminate,
-                _ = tokio::signal::ctrl_c() => Asked::Interrupt,
-            };
-        }
+    /// Opens the port for nodes.
+    fn open_house(&self, config: &Config, driver: &Driver, at: SocketAddr) -> anyhow::Result<House> {
+        let folder = serving::folder(config, self.state.as_deref())?;
+        let cluster = Arc::new(Cluster::open(&folder)?);
+        let port = driver.listen(at, cluster.clone())?;
+        let addresses = match self.advertise.as_slice() {
+            [] => own_addresses(port.address()?),
+            told => told.to_vec(),
+        };
+        let token = JoinToken::generate()?.to_string();
+        Ok(House { folder, port, admin: AdminConfig { cluster, addresses, token } })
     }
-    let _ = tokio::signal::ctrl_c().await;
-    Asked::Interrupt
+}
+
+/// What is open to other machines.
+struct House {
+    folder: PathBuf,
+    port: Port,
+    admin: AdminConfig,
+}
+
+impl House {
+    /// So that `weir link` and its like find us.
+    fn announce(&self, gateway: &Gateway) -> anyhow::Result<Announced> {
+        let folder: &Path = &self.folder;
+        Serving::new(gateway.address(), self.admin.token.clone()).announce(folder)
+    }
+
+    /// A join link for whoever started us, if it is a person.
+    fn invite(&self) -> anyhow::Result<()> {
+        if stderr().is_terminal() {
+            let token = self.admin.cluster.invite(Invitation::default(), SystemTime::now())?;
+            let cluster = self.admin.cluster.fingerprint();
+            let link = JoinLink { addresses: self.admin.addresses.clone(), cluster, token };
+            note("One machine can join within an hour (`weir link` prints more links):");
+            eprintln!("  weir join {link}");
+        }
+        Ok(())
+    }
+}
+
+/// How other machines reach this one. Listening everywhere, it is the address by which packets leave.
+fn own_addresses(listening: SocketAddr) -> Vec<String> {
+    if !listening.ip().is_unspecified() {
+        return vec![listening.to_string()];
+    }
+    // Nothing is sent: connecting a UDP socket only picks a route. The addresses are reserved for documentation.
+    let routes = [("0.0.0.0:0", "192.0.2.1:9"), ("[::]:0", "[2001:db8::1]:9")];
+    let outward = |(from, to): (&str, &str)| {
+        let socket = UdpSocket::bind(from).ok()?;
+        socket.connect(to).ok()?;
+        let ip = socket.local_addr().ok()?.ip();
+        (!ip.is_unspecified()).then(|| SocketAddr::new(ip, listening.port()).to_string())
+    };
+    let found: Vec<String> =
+        routes.into_iter().take(if listening.is_ipv4() { 1 } else { 2 }).filter_map(outward).collect();
+    match found.is_empty() {
+        true => vec![SocketAddr::from(([127, 0, 0, 1], listening.port())).to_string()],
+        false => found,
+    }
 }

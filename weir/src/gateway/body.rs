@@ -18,6 +18,8 @@ pub(super) enum Body {
     Full(Bytes),
     /// Server-sent events, made as the connection asks for them.
     Events(Box<EventStream>),
+    /// Server-sent events that somebody else writes.
+    Feed(tokio::sync::mpsc::Receiver<Bytes>),
 }
 
 impl Body {
@@ -38,6 +40,7 @@ impl hyper::body::Body for Body {
             Body::Full(bytes) if bytes.is_empty() => Poll::Ready(None),
             Body::Full(bytes) => Poll::Ready(Some(Ok(Frame::data(std::mem::take(bytes))))),
             Body::Events(stream) => stream.poll_bytes(cx).map(|bytes| bytes.map(|b| Ok(Frame::data(b)))),
+            Body::Feed(events) => events.poll_recv(cx).map(|bytes| bytes.map(|b| Ok(Frame::data(b)))),
         }
     }
 
@@ -48,7 +51,7 @@ impl hyper::body::Body for Body {
     fn size_hint(&self) -> SizeHint {
         match self {
             Body::Full(bytes) => SizeHint::with_exact(bytes.len() as u64),
-            Body::Events(_) => SizeHint::default(),
+            Body::Events(_) | Body::Feed(_) => SizeHint::default(),
         }
     }
 }

@@ -2,7 +2,7 @@
 use super::body::{self, Body};
 use super::error::ApiError;
 use super::request::{Api, draw};
-use super::{Shared, answer, models};
+use super::{Shared, admin, answer, models};
 use hyper::body::Incoming;
 use hyper::header::{self, HeaderMap, HeaderName, HeaderValue};
 use hyper::{Method, Request, Response, StatusCode};
@@ -42,6 +42,7 @@ enum Endpoint {
     Generate(Api),
     Live,
     Ready,
+    Admin(admin::Route),
 }
 
 impl Endpoint {
@@ -53,6 +54,9 @@ impl Endpoint {
             "/v1/models" => Endpoint::Models,
             "/healthz" => Endpoint::Live,
             "/readyz" => Endpoint::Ready,
+            _ if path.starts_with("/weir/v1/") => {
+                Endpoint::Admin(admin::Route::of(path.strip_prefix("/weir/v1/")?)?)
+            }
             _ => Endpoint::Model(percent_decoded(path.strip_prefix("/v1/models/")?)?),
         })
     }
@@ -71,7 +75,10 @@ async fn handle(
     }
     let endpoint = Endpoint::of(request.uri().path());
     let is_probe = matches!(endpoint, Some(Endpoint::Live | Endpoint::Ready));
-    if !is_probe {
+    // The owner of the scheduler needs no key beside the admin token.
+    let is_owner = matches!(endpoint, Some(Endpoint::Admin(_)))
+        && shared.admin.as_ref().is_some_and(|admin| admin.knows(headers));
+    if !is_probe && !is_owner {
         check_key(shared, headers)?;
     }
     let Some(endpoint) = endpoint else {
@@ -87,6 +94,7 @@ async fn handle(
         (Endpoint::Model(id), &Method::GET | &Method::HEAD) => models::show(&shared.driver, &id),
         (Endpoint::Live, &Method::GET | &Method::HEAD) => Ok(models::live(&shared.driver)),
         (Endpoint::Ready, &Method::GET | &Method::HEAD) => Ok(models::ready(&shared.driver)),
+        (Endpoint::Admin(route), _) => admin::respond(shared, route, request).await,
         (Endpoint::Generate(api), &Method::POST) => {
             check_content(headers)?;
             let permit = shared.requests.clone().try_acquire_owned().map_err(|_| {

@@ -1,0 +1,317 @@
+//! The admin API: who is in the pool, what happens there, who may join and who must go.
+//!
+//! Looking needs what every other request needs; changing needs the admin token, which lies in the state folder.
+use super::Shared;
+use super::body::{self, Body};
+use super::error::ApiError;
+use crate::cluster::{Cluster, ClusterError, Invitation, Record};
+use crate::driver::{Driver, News, NodeInfo};
+use bytes::Bytes;
+use hyper::header::{AUTHORIZATION, CACHE_CONTROL, CONTENT_TYPE, HeaderMap, HeaderValue};
+use hyper::{Method, Request, Response, StatusCode};
+use serde::Deserialize;
+use serde_json::{Value, json};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+use tokio::sync::mpsc;
+use weir_scheduler::Trust;
+use weir_transport::{JoinLink, PublicKey};
+
+/// Digits of a node's key that name it in lists.
+const ID_DIGITS: usize = 10;
+/// How often watchers are told how much runs.
+const PULSE: Duration = Duration::from_secs(1);
+/// Events written and not yet sent, at most; a watcher that is further behind is dropped.
+const EVENTS_MAX: usize = 64;
+
+/// What the admin API works on.
+#[derive(Clone, Debug)]
+pub struct AdminConfig {
+    /// Who belongs to it.
+    pub cluster: Arc<Cluster>,
+    /// Where nodes reach the scheduler: `HOST:PORT`.
+    pub addresses: Vec<String>,
+    /// What those must send who change something.
+    pub token: String,
+}
+
+/// The same, with the token as its hash.
+pub(super) struct Admin {
+    cluster: Arc<Cluster>,
+    addresses: Vec<String>,
+    token: blake3::Hash,
+}
+
+impl From<AdminConfig> for Admin {
+    fn from(config: AdminConfig) -> Admin {
+        let token = blake3::hash(config.token.as_bytes());
+        Admin { cluster: config.cluster, addresses: config.addresses, token }
+    }
+}
+
+impl Admin {
+    /// Whether these headers carry the admin token.
+    pub(super) fn knows(&self, headers: &HeaderMap) -> bool {
+        let given = headers.get(AUTHORIZATION).and_then(|value| {
+            let (scheme, token) = value.as_bytes().split_at_checked(7)?;
+            scheme.eq_ignore_ascii_case(b"bearer ").then_some(token.trim_ascii())
+        });
+        given.is_some_and(|token| blake3::hash(token) == self.token)
+    }
+}
+
+/// What can be asked for.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Route {
+    Nodes,
+    Events,
+    Links,
+    Revoke(String),
+    Drain(String),
+}
+
+impl Route {
+    /// `path` is what follows `/weir/v1/`.
+    pub(super) fn of(path: &str) -> Option<Route> {
+        Some(match path.split('/').collect::<Vec<_>>().as_slice() {
+            ["nodes"] => Route::Nodes,
+            ["events"] => Route::Events,
+            ["links"] => Route::Links,
+            ["nodes", id, "revoke"] => Route::Revoke((*id).to_owned()),
+            ["nodes", id, "drain"] => Route::Drain((*id).to_owned()),
+            _ => return None,
+        })
+    }
+}
+
+/// Answers; the caller has checked that whoever asks may look.
+pub(super) async fn respond(
+    shared: &Arc<Shared>,
+    route: Route,
+    request: Request<hyper::body::Incoming>,
+) -> Result<Response<Body>, ApiError> {
+    match (&route, request.method()) {
+        (Route::Nodes, &Method::GET | &Method::HEAD) => {
+            let nodes = nodes(shared.admin.as_ref(), &shared.driver).await;
+            return Ok(answer(&json!({ "nodes": nodes })));
+        }
+        (Route::Events, &Method::GET) => return Ok(events(shared).await),
+        (Route::Nodes | Route::Events, _) => return Err(ApiError::method("GET")),
+        (_, &Method::POST) => {}
+        _ => return Err(ApiError::method("POST")),
+    }
+    let Some(admin) = &shared.admin else {
+        let message = "This server takes no nodes: start it with `weir serve --listen ADDR`.";
+        return Err(ApiError::new(StatusCode::NOT_FOUND, "no_cluster", message));
+    };
+    if !admin.knows(request.headers()) {
+        let message =
+            "Only the owner of the scheduler's state folder may do this; `weir` finds the token there.";
+        return Err(ApiError::new(StatusCode::FORBIDDEN, "admin_only", message));
+    }
+    let body = body::read(request.into_body(), &shared.limits).await?;
+    let body = if body.is_empty() { b"{}".as_slice() } else { &body };
+    match route {
+        Route::Links => link(admin, parse(body)?).await,
+        Route::Revoke(id) => revoke(admin, &shared.driver, &id).await,
+        Route::Drain(id) => drain(admin, &shared.driver, &id, parse(body)?).await,
+        Route::Nodes | Route::Events => Err(ApiError::method("GET")),
+    }
+}
+
+fn parse<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result<T, ApiError> {
+    serde_json::from_slice(body)
+        .map_err(|error| ApiError::new(StatusCode::BAD_REQUEST, "invalid_json", error.to_string()))
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct NewLink {
+    uses: u32,
+    expires_s: u64,
+    guest: bool,
+}
+
+impl Default for NewLink {
+    fn default() -> Self {
+        let Invitation { uses, valid, guest } = Invitation::default();
+        NewLink { uses, expires_s: valid.as_secs(), guest }
+    }
+}
+
+async fn link(admin: &Admin, wanted: NewLink) -> Result<Response<Body>, ApiError> {
+    let valid = Duration::from_secs(wanted.expires_s);
+    let invitation = Invitation { uses: wanted.uses, valid, guest: wanted.guest };
+    let cluster = admin.cluster.clone();
+    let token = on_disk(move || cluster.invite(invitation, SystemTime::now())).await?;
+    let link = JoinLink { addresses: admin.addresses.clone(), cluster: admin.cluster.fingerprint(), token };
+    Ok(answer(&json!({ "link": link.to_string() })))
+}
+
+async fn revoke(admin: &Admin, driver: &Driver, id: &str) -> Result<Response<Body>, ApiError> {
+    let key = admin.cluster.find(id)?;
+    let cluster = admin.cluster.clone();
+    on_disk(move || cluster.revoke(&key)).await?;
+    driver.expel(key, "the node was revoked").await;
+    Ok(answer(&json!({ "id": short(&key), "state": "revoked" })))
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct Drained {
+    on: bool,
+}
+
+impl Default for Drained {
+    fn default() -> Self {
+        Drained { on: true }
+    }
+}
+
+async fn drain(
+    admin: &Admin,
+    driver: &Driver,
+    id: &str,
+    wanted: Drained,
+) -> Result<Response<Body>, ApiError> {
+    let (key, on) = (admin.cluster.find(id)?, wanted.on);
+    let cluster = admin.cluster.clone();
+    on_disk(move || cluster.drain(&key, on)).await?;
+    driver.drain(key, on).await;
+    Ok(answer(&json!({ "id": short(&key), "state": if on { "draining" } else { "used" } })))
+}
+
+async fn on_disk<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, ClusterError> + Send + 'static,
+) -> Result<T, ApiError> {
+    let stopping = |_| ApiError::shutting_down();
+    Ok(tokio::task::spawn_blocking(work).await.map_err(stopping)??)
+}
+
+impl From<ClusterError> for ApiError {
+    fn from(error: ClusterError) -> ApiError {
+        let (status, code) = match error {
+            ClusterError::Node(_) => (StatusCode::NOT_FOUND, "node_not_found"),
+            ClusterError::State { .. } | ClusterError::Identity(_) => {
+                (StatusCode::INTERNAL_SERVER_ERROR, "state_error")
+            }
+        };
+        ApiError::new(status, code, error.to_string())
+    }
+}
+
+fn short(key: &PublicKey) -> String {
+    key.to_string()[..ID_DIGITS].to_owned()
+}
+
+/// All nodes: those that are connected, and those that have joined and are away.
+async fn nodes(admin: Option<&Admin>, driver: &Driver) -> Vec<Value> {
+    let connected = driver.survey().await;
+    let known = admin.map(|admin| admin.cluster.nodes()).unwrap_or_default();
+    let is_here = |key: &PublicKey| connected.iter().any(|info| info.key.as_ref() == Some(key));
+    let away: Vec<Value> =
+        known.iter().filter(|(key, _)| !is_here(key)).map(|(key, record)| away(key, record)).collect();
+    connected.iter().map(here).chain(away).collect()
+}
+
+fn here(info: &NodeInfo) -> Value {
+    let view = &info.view;
+    let models: Vec<Value> = view
+        .models
+        .iter()
+        .map(|m| {
+            json!({
+                "name": m.name, "sha256": m.model.to_string(), "alive": m.alive, "running": m.running,
+                "slots": m.slots, "tokens": m.tokens, "token_ms": m.token_time.as_secs_f64() * 1e3,
+            })
+        })
+        .collect();
+    json!({
+        "id": info.key.as_ref().map(short), "name": view.name, "guest": view.trust == Trust::Guest,
+        "state": if view.draining { "draining" } else { "connected" },
+        "silent_ms": view.silent.as_millis() as u64, "models": models,
+    })
+}
+
+fn away(key: &PublicKey, record: &Record) -> Value {
+    let state = if record.revoked { "revoked" } else { "away" };
+    json!({ "id": short(key), "name": record.name, "guest": record.guest, "state": state, "models": [] })
+}
+
+/// Server-sent events: `nodes` at once and every second, and each `joined`, `left` and `drained` as it happens.
+async fn events(shared: &Arc<Shared>) -> Response<Body> {
+    let news = shared.driver.news().await;
+    let (sender, events) = mpsc::channel(EVENTS_MAX);
+    let writer = EventWriter { shared: shared.clone(), sender };
+    let cut = shared.reached(super::Phase::Draining);
+    tokio::spawn(async move {
+        tokio::select! {
+            () = writer.run(news) => {}
+            () = cut => {}
+        }
+    });
+    let mut response = Response::new(Body::Feed(events));
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
+    response.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-cache"));
+    response
+}
+
+struct EventWriter {
+    shared: Arc<Shared>,
+    sender: mpsc::Sender<Bytes>,
+}
+
+impl EventWriter {
+    /// Until the watcher is gone or too far behind.
+    async fn run(self, mut news: mpsc::Receiver<News>) {
+        let mut pulse = tokio::time::interval(PULSE);
+        loop {
+            let (kind, data) = tokio::select! {
+                _ = pulse.tick() => {
+                    let nodes = nodes(self.shared.admin.as_ref(), &self.shared.driver).await;
+                    ("nodes", json!({ "nodes": nodes }))
+                }
+                news = news.recv() => match news {
+                    Some(news) => told(&news),
+                    None => return,
+                },
+                () = self.sender.closed() => return,
+            };
+            if self.sender.try_send(format!("event: {kind}\ndata: {data}\n\n").into()).is_err() {
+                return;
+            }
+        }
+    }
+}
+
+fn told(news: &News) -> (&'static str, Value) {
+    let id = |key: &Option<PublicKey>| key.as_ref().map(short);
+    match news {
+        News::Joined { name, key } => ("joined", json!({ "id": id(key), "name": name })),
+        News::Left { name, key, reason } => {
+            ("left", json!({ "id": id(key), "name": name, "reason": reason }))
+        }
+        News::Drained { name, key, on } => ("drained", json!({ "id": id(key), "name": name, "on": on })),
+    }
+}
+
+fn answer(value: &Value) -> Response<Body> {
+    let mut response = Response::new(Body::full(value.to_string()));
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths() {
+        assert_eq!(Route::of("nodes"), Some(Route::Nodes));
+        assert_eq!(Route::of("nodes/ab/revoke"), Some(Route::Revoke("ab".into())));
+        assert_eq!(Route::of("nodes/ab/drain"), Some(Route::Drain("ab".into())));
+        for other in ["", "nodes/", "nodes/ab", "nodes/ab/", "nodes/ab/revoke/x", "link"] {
+            assert_eq!(Route::of(other), None, "{other}");
+        }
+    }
+}
