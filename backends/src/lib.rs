@@ -19,3 +19,4 @@ pub mod sampling;
 #[cfg(not(target_family = "wasm"))]
 pub mod store;
 pub mod text;
+pub mod wgpu;

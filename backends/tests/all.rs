@@ -8,3 +8,4 @@ mod family;
 mod golden;
 mod reference;
 mod text;
+mod wgpu;

@@ -1,0 +1,86 @@
+//! The wgpu device: any GPU that Vulkan, Metal, Direct3D 12 or a browser's WebGPU reaches, by WGSL generated for the
+//! loaded model.
+//!
+//! A step of decoding is one compute pass of five dispatches a layer and four more: norms are part of the products that
+//! read them, rotation and the cache's new row part of attention, tokens are chosen on the GPU, and the next step's
+//! embedding looks the id up there. Quantised matrices meet activations of eight bits in integer products; sums have
+//! one order whatever is in the batch, so results are batch-invariant.
+mod adapter;
+mod kernels;
+mod load;
+mod lower;
+mod pack;
+mod run;
+
+use crate::gguf::ModelFile;
+use crate::plan::Plan;
+use crate::program::{Device, DeviceError, DeviceInfo, KvLayout, Program};
+pub use adapter::Found;
+use std::ops::Range;
+use std::sync::Arc;
+
+/// A GPU that runs programs.
+pub struct Wgpu {
+    gpu: Arc<adapter::Gpu>,
+}
+
+impl Wgpu {
+    /// All GPUs of this machine, the fastest kind first, programs that imitate one last. Empty where there is no driver.
+    #[cfg(not(target_family = "wasm"))]
+    pub fn find() -> Vec<Found> {
+        pollster::block_on(adapter::find())
+    }
+
+    /// Opens a GPU, and tests whether it computes rightly.
+    #[cfg(not(target_family = "wasm"))]
+    pub fn new(found: &Found) -> Result<Wgpu, DeviceError> {
+        pollster::block_on(Wgpu::open(found))
+    }
+
+    /// As [`Wgpu::find`], where nothing may block.
+    pub async fn find_async() -> Vec<Found> {
+        adapter::find().await
+    }
+
+    /// As [`Wgpu::new`], where nothing may block.
+    pub async fn open(found: &Found) -> Result<Wgpu, DeviceError> {
+        Ok(Wgpu { gpu: Arc::new(adapter::Gpu::open(found).await?) })
+    }
+}
+
+impl Device for Wgpu {
+    fn describe(&self) -> DeviceInfo {
+        DeviceInfo {
+            name: self.gpu.name.clone(),
+            description: self.gpu.description.clone(),
+            numerics: self.gpu.numerics.clone(),
+            memory_free: self.gpu.memory_free(),
+        }
+    }
+
+    fn compile(
+        &self,
+        model: &ModelFile,
+        plan: &Plan,
+        layers: Range<usize>,
+        kv: KvLayout,
+    ) -> Result<Box<dyn Program>, DeviceError> {
+        self.gpu.fine()?;
+        let limit = usize::try_from(self.gpu.binding_max).unwrap_or(usize::MAX);
+        let lowered = lower::lower(model, plan, layers, kv, self.gpu.dialect, limit)?;
+        let weights_bytes: usize = lowered.regions.iter().map(|region| 4 * region.words).sum();
+        let other_bytes: usize = lowered.sizes.values().sum();
+        let free = self.gpu.memory_free();
+        let short = DeviceError::Memory {
+            weights_mib: weights_bytes as u64 >> 20,
+            kv_mib: other_bytes as u64 >> 20,
+            free_mib: free >> 20,
+            device: self.gpu.name.clone(),
+        };
+        if (weights_bytes + other_bytes) as u64 > free {
+            return Err(short);
+        }
+        let program = run::WgpuProgram::new(self.gpu.clone(), model, lowered, kv);
+        if self.gpu.ran_out() { Err(short) } else { Ok(Box::new(program?)) }
+    }
+}
