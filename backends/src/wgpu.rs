@@ -22,6 +22,7 @@ use std::sync::Arc;
 /// A GPU that runs programs.
 pub struct Wgpu {
     gpu: Arc<adapter::Gpu>,
+    profile: bool,
 }
 
 impl Wgpu {
@@ -44,7 +45,22 @@ impl Wgpu {
 
     /// As [`Wgpu::new`], where nothing may block.
     pub async fn open(found: &Found) -> Result<Wgpu, DeviceError> {
-        Ok(Wgpu { gpu: Arc::new(adapter::Gpu::open(found).await?) })
+        Ok(Wgpu { gpu: Arc::new(adapter::Gpu::open(found).await?), profile: false })
+    }
+
+    /// Whether programs measure the time of each dispatch, which costs some of it, where the GPU can.
+    pub fn with_profile(self, profile: bool) -> Wgpu {
+        Wgpu { profile, ..self }
+    }
+
+    /// Bytes a second that a kernel reads from a buffer larger than caches.
+    pub fn read_bytes_per_s(&self) -> Result<f64, DeviceError> {
+        adapter::ceilings::read_bytes_per_s(&self.gpu)
+    }
+
+    /// Seconds from a small dispatch to the next one that reads what it wrote.
+    pub fn dispatch_s(&self) -> Result<f64, DeviceError> {
+        adapter::ceilings::dispatch_s(&self.gpu)
     }
 }
 
@@ -80,7 +96,7 @@ impl Device for Wgpu {
         if (weights_bytes + other_bytes) as u64 > free {
             return Err(short);
         }
-        let program = run::WgpuProgram::new(self.gpu.clone(), model, lowered, kv);
+        let program = run::WgpuProgram::new(self.gpu.clone(), model, lowered, kv, self.profile);
         if self.gpu.ran_out() { Err(short) } else { Ok(Box::new(program?)) }
     }
 }

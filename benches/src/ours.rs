@@ -54,6 +54,15 @@ impl Ours {
         self.program.profile()
     }
 
+    /// Dispatches of one step of decoding, where the device counts them.
+    pub fn dispatches_of_a_token(&mut self) -> Result<u64> {
+        let count = |ours: &Ours| ours.profile().iter().map(|step| step.count).sum::<u64>();
+        self.step(vec![self.prompt(0, PROMPT)])?;
+        let before = count(self);
+        self.step(vec![segment(0, PROMPT, Input::LastSampled, 1)])?;
+        Ok(count(self) - before)
+    }
+
     /// A prompt of `length` tokens into `slot`, and the token that follows it.
     fn prompt(&self, slot: u32, length: u32) -> Segment {
         let ids = (0..length).map(|i| token(i + 31 * slot, self.vocab)).collect();

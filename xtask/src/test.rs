@@ -67,12 +67,41 @@ fn tools() -> Result<()> {
         ("npm", &["--version"], "apt-get install -y npm"),
         ("c++", &["--version"], "apt-get install -y g++"),
     ];
-    let missing: Vec<_> = needed.iter().filter(|(tool, arguments, _)| !works(tool, arguments)).collect();
+    let mut missing: Vec<_> = needed.iter().filter(|(tool, arguments, _)| !works(tool, arguments)).collect();
+    // The GPU's tests run on a program that imitates one. Other systems have an adapter by themselves.
+    let lavapipe = ("lavapipe", &[][..], "apt-get install -y mesa-vulkan-drivers");
+    if cfg!(target_os = "linux") && !has_lavapipe() {
+        missing.push(&lavapipe);
+    }
     if missing.is_empty() {
         return Ok(());
     }
     let lines: Vec<String> = missing.iter().map(|(tool, _, how)| format!("  {tool}: {how}")).collect();
     bail!("these tools are missing; install them with\n{}", lines.join("\n"))
+}
+
+fn has_lavapipe() -> bool {
+    let folders = ["/usr/share/vulkan/icd.d", "/usr/local/share/vulkan/icd.d", "/etc/vulkan/icd.d"];
+    let files = folders.into_iter().filter_map(|folder| std::fs::read_dir(folder).ok()).flatten().flatten();
+    let mut names = files.map(|file| file.file_name().to_string_lossy().into_owned());
+    names.any(|name| name.starts_with("lvp_icd"))
+}
+
+/// The tests of one kind of device, on real hardware.
+pub fn run_gpu(device: &str) -> Result<()> {
+    let mut tally = Tally::default();
+    let mut command = cargo(&["test", "--release", "--package", "weir-backends", "--test", "all"]);
+    command.args(["--", &format!("{device}::"), "--nocapture", "--include-ignored"]);
+    command.env("WEIR_TEST_MODELS", models::folder()?);
+    if device == "wgpu" && std::env::var_os("WEIR_TEST_GPU").is_none() {
+        // The fastest kind, whatever it is.
+        command.env("WEIR_TEST_GPU", "");
+    }
+    let ok = watch(&mut command, |line| tally.count(line))?;
+    if !ok || tally.passed == 0 {
+        bail!("{} tests failed, {} passed", tally.failed, tally.passed);
+    }
+    Ok(())
 }
 
 /// All tests of the workspace. Everything they need has been set up, so a test that would skip fails instead.

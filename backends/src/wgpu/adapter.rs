@@ -1,4 +1,6 @@
 //! GPUs as the system offers them: what each can do, and whether it computes rightly.
+pub mod ceilings;
+
 use super::kernels::{Dialect, Kernel};
 use crate::program::DeviceError;
 use ::wgpu::{
@@ -17,6 +19,7 @@ use std::time::Duration;
 /// Invocations of the largest workgroup, and storage buffers of the busiest kernel.
 const INVOCATIONS: u32 = 256;
 const STORAGE_BUFFERS: u32 = 8;
+const TIMESTAMPS: Features = Features::TIMESTAMP_QUERY.union(Features::TIMESTAMP_QUERY_INSIDE_PASSES);
 /// A step in the uniform buffer of parameters.
 pub const PARAMS_STRIDE: u64 = 256;
 
@@ -73,6 +76,10 @@ pub struct Gpu {
     pub binding_max: u64,
     /// Bytes of memory of its own, where that can be found out.
     pub memory: Option<u64>,
+    /// Whether it is a program that imitates a GPU.
+    pub software: bool,
+    /// Nanoseconds of a tick of the GPU's clock, where it can be read between dispatches.
+    pub tick_nanos: Option<f64>,
     /// Threads that prepare weights.
     pub threads: usize,
     trouble: Arc<Mutex<Trouble>>,
@@ -102,13 +109,15 @@ impl Gpu {
         }
         let wanted = DeviceDescriptor {
             label: Some("weir"),
-            required_features: adapter.features() & Features::SUBGROUP,
+            required_features: adapter.features() & (Features::SUBGROUP | TIMESTAMPS),
             required_limits: limits.clone(),
             ..DeviceDescriptor::default()
         };
         let opened = adapter.request_device(&wanted).await;
         let (device, queue) = opened.map_err(|error| refuse(error.to_string()))?;
         let trouble = watch(&device);
+        let timed = device.features().contains(TIMESTAMPS);
+        let tick_nanos = timed.then(|| f64::from(queue.get_timestamp_period()));
         let params = params_layout(&device);
         let lanes = if adapter.features().contains(Features::SUBGROUP) {
             let least = info.subgroup_min_size.clamp(1, 32);
@@ -132,6 +141,8 @@ impl Gpu {
             binding_max: limits.max_storage_buffer_binding_size.min(limits.max_buffer_size),
             memory: memory(adapter, &info),
             threads: std::thread::available_parallelism().map_or(1, usize::from).min(16),
+            software: found.software,
+            tick_nanos,
             trouble,
             params,
             layouts: Mutex::default(),

@@ -517,6 +517,20 @@ pub fn probe(dialect: Dialect) -> Kernel {
     t.finish("main")
 }
 
+/// Reads all of a buffer with `width` workgroups; each invocation leaves what depends on all it has read.
+pub fn read(dialect: Dialect, width: usize) -> Kernel {
+    let mut t = Text::new(dialect);
+    t.buffer("data", "vec4<u32>", false);
+    t.buffer("out", "u32", true);
+    t.constants(&[("STEP", 256 * width)]);
+    t.line("@compute @workgroup_size(256)\nfn main(@builtin(global_invocation_id) at: vec3<u32>) {");
+    t.line("var a = vec4<u32>(); var b = a; var c = a; var d = a; let n = arrayLength(&data);");
+    t.line("for (var i = at.x; i < n; i += 4u * STEP) { a += data[i]; b += data[min(i + STEP, n - 1u)];");
+    t.line("c += data[min(i + 2u * STEP, n - 1u)]; d += data[min(i + 3u * STEP, n - 1u)]; }");
+    t.line("let all = a + b + c + d; out[at.x] += all.x + all.y + all.z + all.w + P.base; }");
+    t.finish("main")
+}
+
 /// A kernel's text as it grows.
 struct Text {
     dialect: Dialect,

@@ -11,7 +11,8 @@ use crate::program::{
 use crate::sampling::{self, GREEDY_BELOW};
 use ::wgpu::{
     BindGroup, Buffer, BufferUsages, CommandEncoder, CommandEncoderDescriptor, ComputePass,
-    ComputePassDescriptor, ComputePipeline, MapMode, SubmissionIndex,
+    ComputePassDescriptor, ComputePipeline, MapMode, QuerySet, QuerySetDescriptor, QueryType,
+    SubmissionIndex,
 };
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
@@ -65,6 +66,7 @@ pub struct WgpuProgram {
     /// Slots that have sampled.
     sampled: Vec<bool>,
     profile: Vec<StepTime>,
+    clock: Option<Clock>,
     /// Kept to save its allocation.
     words: Vec<u32>,
     /// Holds the weights alive; the bind groups refer to them.
@@ -79,6 +81,8 @@ struct Flight {
     /// Runs of rows of logits, and of the residual stream.
     logits: Vec<Run>,
     hidden: Option<Buffer>,
+    /// Ticks before the first dispatch and after each, and whose they are.
+    ticks: Option<(Buffer, Vec<&'static str>)>,
     mapped: Arc<AtomicUsize>,
     maps: usize,
     submission: Option<SubmissionIndex>,
@@ -123,7 +127,9 @@ impl WgpuProgram {
         file: &ModelFile,
         lowered: Lowered,
         kv: KvLayout,
+        profile: bool,
     ) -> Result<WgpuProgram, DeviceError> {
+        let clock = gpu.tick_nanos.filter(|_| profile).map(|nanos| Clock::new(&gpu, nanos));
         let weights = load::allocate(&gpu, &lowered.regions);
         let mut buffers = HashMap::new();
         let usage = BufferUsages::STORAGE | BufferUsages::COPY_SRC | BufferUsages::COPY_DST;
@@ -175,6 +181,7 @@ impl WgpuProgram {
             done: VecDeque::new(),
             sampled: vec![false; kv.slots as usize],
             profile: Vec::new(),
+            clock,
             words: Vec::new(),
             _weights: weights,
             buffers,
@@ -277,7 +284,7 @@ impl Program for WgpuProgram {
         DEPTH
     }
 
-    /// Dispatches so far, and the weights that they read; not yet their time.
+    /// Dispatches so far, the weights that they read, and, where that was asked for, their time.
     fn profile(&self) -> Vec<StepTime> {
         self.profile.clone()
     }
@@ -399,6 +406,7 @@ impl WgpuProgram {
             ids: None,
             logits,
             hidden: None,
+            ticks: None,
             mapped: Arc::default(),
             maps: 0,
             submission: None,
@@ -411,9 +419,14 @@ impl WgpuProgram {
             let bytes = 4 * (step.rows * self.lowered.hidden) as u64;
             flight.hidden = Some(self.read_back(&mut commands, Buf::X(self.lowered.x_end), bytes));
         }
+        if let Some(clock) = &mut self.clock {
+            let buffer = take_spare(&mut self.spare, &self.gpu, 8 * (1 + clock.names.len()) as u64);
+            flight.ticks = Some((clock.resolve(&mut commands, &buffer), std::mem::take(&mut clock.names)));
+        }
         flight.submission = Some(self.gpu.queue.submit([commands.finish()]));
         let logits = flight.logits.iter().map(|run| &run.buffer);
-        for buffer in flight.ids.iter().chain(&flight.hidden).chain(logits) {
+        let ticks = flight.ticks.iter().map(|(buffer, _)| buffer);
+        for buffer in flight.ids.iter().chain(&flight.hidden).chain(logits).chain(ticks) {
             flight.maps += 1;
             let mapped = flight.mapped.clone();
             buffer.slice(..).map_async(MapMode::Read, move |result| {
@@ -448,7 +461,7 @@ impl WgpuProgram {
         let body = if rows == 1 { &self.one } else { &self.many };
         if let Some(pass) = &mut pass {
             for list in [&self.embed, body, &self.settle] {
-                play(pass, list, &self.params_bound, 0, rows, step.prefill);
+                play(pass, list, &self.params_bound, (0, rows), step.prefill, &mut self.clock);
                 count(&mut self.profile, list, step.prefill);
             }
         }
@@ -465,7 +478,7 @@ impl WgpuProgram {
             let head = if rows == 1 { &self.head_one } else { &self.head_many };
             let lists = [(head, true), (&self.choose, !all_here)];
             for (list, _) in lists.into_iter().filter(|(_, needed)| *needed) {
-                play(&mut on, list, &self.params_bound, chunk + 1, rows as u32, false);
+                play(&mut on, list, &self.params_bound, (chunk + 1, rows as u32), false, &mut self.clock);
                 count(&mut self.profile, list, false);
             }
             if let (Some(&low), Some(&high)) = (low, high) {
@@ -597,8 +610,13 @@ impl WgpuProgram {
                 },
             });
         }
+        if let (Some((buffer, names)), Some(clock)) = (&flight.ticks, &self.clock) {
+            let view = buffer.slice(..).get_mapped_range().map_err(lost)?;
+            clock.add(&view, names, &mut self.profile);
+        }
+        let ticks = flight.ticks.into_iter().map(|(buffer, _)| buffer);
         let logits = flight.logits.into_iter().map(|run| run.buffer);
-        for buffer in flight.ids.into_iter().chain(flight.hidden).chain(logits) {
+        for buffer in flight.ids.into_iter().chain(flight.hidden).chain(logits).chain(ticks) {
             buffer.unmap();
             self.spare.push(buffer);
         }
@@ -624,9 +642,9 @@ fn play(
     pass: &mut ComputePass<'_>,
     list: &[Ready],
     params_bound: &BindGroup,
-    params: usize,
-    rows: u32,
+    (params, rows): (usize, u32),
     prefill: bool,
+    clock: &mut Option<Clock>,
 ) {
     let mut first = true;
     for ready in list.iter().filter(|ready| prefill || !ready.prefill_only) {
@@ -641,7 +659,66 @@ fn play(
             Height::Rows => rows,
             Height::Tiles => rows.div_ceil(ready.tile),
         };
+        if let Some(clock) = clock {
+            clock.before(pass);
+        }
         pass.dispatch_workgroups(ready.width, height, 1);
+        if let Some(clock) = clock {
+            clock.after(pass, ready.name);
+        }
+    }
+}
+
+/// Reads the GPU's clock between dispatches.
+struct Clock {
+    queries: QuerySet,
+    resolved: Buffer,
+    tick_nanos: f64,
+    /// Of the dispatches of this step.
+    names: Vec<&'static str>,
+}
+
+impl Clock {
+    const TICKS: u32 = 4096;
+
+    fn new(gpu: &Gpu, tick_nanos: f64) -> Clock {
+        let queries = gpu.device.create_query_set(&QuerySetDescriptor {
+            label: None,
+            ty: QueryType::Timestamp,
+            count: Clock::TICKS,
+        });
+        let usage = BufferUsages::QUERY_RESOLVE | BufferUsages::COPY_SRC;
+        let resolved = gpu.buffer("ticks", 8 * u64::from(Clock::TICKS), usage);
+        Clock { queries, resolved, tick_nanos, names: Vec::new() }
+    }
+
+    fn before(&mut self, pass: &mut ComputePass<'_>) {
+        if self.names.is_empty() {
+            pass.write_timestamp(&self.queries, 0);
+        }
+    }
+
+    fn after(&mut self, pass: &mut ComputePass<'_>, name: &'static str) {
+        if self.names.len() + 1 < Clock::TICKS as usize {
+            self.names.push(name);
+            pass.write_timestamp(&self.queries, self.names.len() as u32);
+        }
+    }
+
+    fn resolve(&self, commands: &mut CommandEncoder, into: &Buffer) -> Buffer {
+        let ticks = 1 + self.names.len() as u32;
+        commands.resolve_query_set(&self.queries, 0..ticks, &self.resolved, 0);
+        commands.copy_buffer_to_buffer(&self.resolved, 0, into, 0, 8 * u64::from(ticks));
+        into.clone()
+    }
+
+    fn add(&self, ticks: &[u8], names: &[&'static str], profile: &mut [StepTime]) {
+        let at = |i: usize| u64::from_le_bytes(std::array::from_fn(|k| ticks[8 * i + k]));
+        for (i, name) in names.iter().enumerate() {
+            if let Some(step) = profile.iter_mut().find(|step| step.name == *name) {
+                step.nanos += (at(i + 1).saturating_sub(at(i)) as f64 * self.tick_nanos) as u64;
+            }
+        }
     }
 }
 
