@@ -30,6 +30,17 @@ pub enum Input {
         /// What.
         from: FromNode,
     },
+    /// The stream of an attempt broke, with or without the node's link: what a node says of a request is an event.
+    Broken {
+        /// Whose.
+        node: NodeId,
+        /// Of which request.
+        request: RequestId,
+        /// Which attempt.
+        attempt: u32,
+        /// Why, for a person.
+        reason: String,
+    },
     /// A node's link broke.
     Lost {
         /// Which.
@@ -83,10 +94,13 @@ pub struct Limits {
     pub attempts_max: u32,
     /// Times a request is turned away by nodes that have no room, at most.
     pub busy_max: u32,
-    /// A node silent for so long gets nothing new; heartbeats must come several times as often.
+    /// A node silent for so long gets nothing new, and what runs there moves where it can; heartbeats must come several
+    /// times as often.
     pub suspect_after: Duration,
     /// A node silent for so long is given up.
     pub lost_after: Duration,
+    /// A request whose node is gone waits for so long when no other can take it: nodes come back.
+    pub orphan_wait: Duration,
     /// A request moves elsewhere, if it can, when nothing has come of it for this long and for [`Limits::stall_times`]
     /// the predicted time.
     pub stall_min: Duration,
@@ -106,6 +120,7 @@ impl Default for Limits {
             busy_max: 100,
             suspect_after: Duration::from_millis(2500),
             lost_after: Duration::from_secs(15),
+            orphan_wait: Duration::from_secs(10),
             stall_min: Duration::from_secs(5),
             stall_times: 16,
             stalls_max: 12,

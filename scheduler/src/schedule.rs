@@ -51,12 +51,19 @@ struct Request {
     numerics: Option<String>,
     busy: u32,
     reader_behind: bool,
+    /// Its node was lost.
+    bereft: bool,
+    /// No other can take it: it fails then.
+    orphaned: Option<Time>,
     /// Its entry in `timers`.
     timer: Option<Time>,
 }
 
 enum Phase {
-    Waiting { until: Option<Time> },
+    Waiting {
+        /// Not before then.
+        until: Option<Time>,
+    },
     Running(Run),
 }
 
@@ -110,10 +117,13 @@ impl Scheduler {
             Input::Reader { request, behind } => self.reader(now, request, behind),
             Input::Connected { node, profile } => {
                 self.pool.profile(now, node, profile);
-                self.timers.insert((now + self.limits.lost_after, Timer::Node(node)));
+                self.timers.insert((now + self.limits.suspect_after, Timer::Node(node)));
                 self.retry_all(now, node);
             }
             Input::Node { node, from } => self.node_says(now, node, from),
+            Input::Broken { node, request, attempt, reason } => {
+                self.broken(now, node, request, attempt, reason)
+            }
             Input::Lost { node, reason } => self.lost(now, node, &reason),
             Input::Drain { node, on } => {
                 self.pool.drain(node, on);
@@ -161,6 +171,8 @@ impl Scheduler {
             numerics: None,
             busy: 0,
             reader_behind: false,
+            bereft: false,
+            orphaned: None,
             timer: None,
             ask,
         };
@@ -220,7 +232,16 @@ impl Scheduler {
         self.retry(now, model, true);
     }
 
-    /// Moves what runs on a draining node to others, as far as they have room; the rest goes on there.
+    fn broken(&mut self, now: Time, node: NodeId, id: RequestId, attempt: u32, reason: String) {
+        let Some(request) = self.requests.get_mut(&id) else { return };
+        if matches!(&request.phase, Phase::Running(run) if run.node == node) && request.ask.attempt == attempt
+        {
+            request.bereft = true;
+            self.displace(now, id, reason);
+        }
+    }
+
+    /// Moves what runs on a draining or silent node to others, as far as they have room; the rest goes on there.
     fn vacate(&mut self, now: Time, node: NodeId) {
         let running: Vec<RequestId> =
             self.pool.node(node).map(|n| n.requests.iter().copied().collect()).unwrap_or_default();
@@ -240,6 +261,9 @@ impl Scheduler {
         let models = self.pool.models_of(id);
         let Some(node) = self.pool.remove(id) else { return };
         for request in node.requests {
+            if let Some(request) = self.requests.get_mut(&request) {
+                request.bereft = true;
+            }
             self.displace(now, request, format!("node {} was lost: {reason}", node.name));
         }
         for model in models {
@@ -396,12 +420,23 @@ impl Scheduler {
                 self.requeue(id, until);
                 true
             }
+            Place::Never(Refusal::NoModel | Refusal::Exhausted) if self.may_hope(now, id) => {
+                self.requeue(id, None);
+                true
+            }
             Place::Never(refusal) => {
                 let (kind, message) = self.explain(id, refusal);
                 self.end_failed(now, id, kind, message);
                 false
             }
         }
+    }
+
+    /// Whether a request that no node can take is one that had a node a short while ago.
+    fn may_hope(&mut self, now: Time, id: RequestId) -> bool {
+        let wait = self.limits.orphan_wait;
+        let Some(request) = self.requests.get_mut(&id) else { return false };
+        request.bereft && now < *request.orphaned.get_or_insert(now + wait)
     }
 
     fn search(&self, now: Time, request: &Request) -> Place {
@@ -455,6 +490,7 @@ impl Scheduler {
         let Some(request) = self.requests.get_mut(&id) else { return };
         let queued = (request.ask.prompt.len() + request.ask.output.len()) as u64;
         self.pool.take(node, &request.ask, queued);
+        (request.bereft, request.orphaned) = (false, None);
         request.phase = Phase::Running(Run {
             node,
             sent: now,
@@ -522,7 +558,7 @@ impl Scheduler {
     /// When a request needs a look.
     fn due(&self, request: &Request) -> Option<Time> {
         let by_phase = match &request.phase {
-            Phase::Waiting { until } => *until,
+            Phase::Waiting { until } => [*until, request.orphaned].into_iter().flatten().min(),
             Phase::Running(_) if request.reader_behind => None,
             Phase::Running(run) => {
                 let heard = run.last.max(self.pool.progress(run.node, request.ask.model)).max(self.excused);
@@ -564,9 +600,17 @@ impl Scheduler {
 
     fn node_due(&mut self, now: Time, id: NodeId) {
         let Some(node) = self.pool.node(id) else { return };
-        let due = node.heard.max(self.excused) + self.limits.lost_after;
-        if now < due {
-            self.timers.insert((due, Timer::Node(id)));
+        let heard = node.heard.max(self.excused);
+        let suspected = heard + self.limits.suspect_after;
+        if now < suspected {
+            self.timers.insert((suspected, Timer::Node(id)));
+            return;
+        }
+        let lost = heard + self.limits.lost_after;
+        if now < lost {
+            // Perhaps it comes back; but those who can go on elsewhere needn't wait for that.
+            self.vacate(now, id);
+            self.timers.insert((lost.min(now + self.limits.suspect_after), Timer::Node(id)));
             return;
         }
         let reason = format!("not heard of for {} s", now.since(node.heard).as_secs());

@@ -3,9 +3,11 @@
 
 mod http;
 mod process;
+mod wire;
 
 pub use http::{Connection, Reply};
 pub use process::{Node, Serve, free_address, program, target, weir};
+pub use wire::Wire;
 
 use std::path::PathBuf;
 

@@ -116,6 +116,11 @@ fn a_lost_nodes_request_goes_on_elsewhere() {
     token(&mut s, at(9), 1, 1, 1, 2);
     assert_eq!(outputs(&mut s).len(), 1);
     s.handle(at(10), Input::Lost { node: NodeId(1), reason: "killed too".into() });
+    assert_eq!(outputs(&mut s), [], "a node may come back");
+    s.handle(at(9000), Input::Connected { node: NodeId(2), profile: profile("n2", 2) });
+    assert_eq!(sent(&outputs(&mut s)), [(2, 1, 2, 3)]);
+    s.handle(at(9001), Input::Lost { node: NodeId(2), reason: "killed too".into() });
+    s.handle(at(19_002), Input::Tick);
     let failure = failure(&outputs(&mut s), 1).unwrap();
     assert_eq!(failure.kind, FailureKind::Internal);
     assert!(failure.message.contains("killed too"), "{}", failure.message);
@@ -205,6 +210,24 @@ fn a_silent_node_is_given_up_but_not_for_our_own_sleep() {
     }
     assert!(matches!(outputs(&mut s)[..], [Output::Disconnect { node: NodeId(0), .. }]));
     assert_eq!(s.load().nodes, 0);
+}
+
+#[test]
+fn a_silent_nodes_requests_move_before_it_is_given_up() {
+    let mut s = scheduler(2);
+    submit(&mut s, 1, Priority::Normal);
+    token(&mut s, at(5), 0, 1, 0, 0);
+    outputs(&mut s);
+    let mut moved = None;
+    for ms in (500..=4000).step_by(500) {
+        s.handle(at(ms), Input::Node { node: NodeId(1), from: FromNode::Status(Status::default()) });
+        s.handle(at(ms), Input::Tick);
+        if let [(to, 1, 1, 1)] = sent(&outputs(&mut s))[..] {
+            moved = moved.or(Some((to, ms)));
+        }
+    }
+    assert_eq!(moved, Some((1, 3000)), "soon after it is suspected");
+    assert_eq!(s.load().nodes, 2, "it may come back");
 }
 
 #[test]

@@ -3,7 +3,7 @@ use serde_json::{Value, json};
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
-use weir_tests::{Connection, Node, Serve, free_address, model, weir};
+use weir_tests::{Connection, Node, Serve, Wire, free_address, model, weir};
 
 /// A null model that takes its time, so that there is a middle to interrupt.
 const PACED: &str = "null:step_us=5000,vocab=1000";
@@ -130,7 +130,7 @@ impl Stream {
             }
             self.raw += &some;
         }
-        assert!(self.raw.contains("[DONE]"), "{}", self.raw);
+        assert!(self.raw.contains("[DONE]"), "{}", &self.raw[self.raw.len().saturating_sub(2000)..]);
         let nodes = self.chunks().filter_map(|c: Value| c["weir"]["nodes"].as_array().cloned()).last();
         let names =
             nodes.unwrap_or_default().iter().map(|n| n.as_str().unwrap_or_default().to_owned()).collect();
@@ -248,6 +248,119 @@ fn a_drained_node_and_one_that_leaves_hand_their_streams_on() {
     a.signal("INT");
     assert_eq!(a.ended(Duration::from_secs(10)).code(), Some(130));
     house.wait_for(&[("a", "away"), ("b", "away")]);
+}
+
+/// SplitMix64.
+struct Rng(u64);
+
+impl Rng {
+    fn below(&mut self, n: u64) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        (z ^ (z >> 31)) % n
+    }
+}
+
+/// Disturbs nodes until `calm`: kills them, pauses them, cuts them off, each time while the others go on, and lets new
+/// ones join. Returns how often.
+fn disturb(house: &House, model: &str, nodes: &mut Vec<(Node, Wire)>, every: Duration, calm: Instant) -> u32 {
+    let seed = std::time::SystemTime::UNIX_EPOCH.elapsed().unwrap().as_nanos() as u64;
+    println!("seed {seed}");
+    let (mut rng, mut done) = (Rng(seed), 0);
+    while Instant::now() < calm {
+        std::thread::sleep(every);
+        let victim = rng.below(nodes.len() as u64) as usize;
+        let what = rng.below(3);
+        println!("{} to one of {}", ["kill", "pause", "cut"][what as usize], nodes.len());
+        match what {
+            0 => drop(nodes.remove(victim)),
+            1 => nodes[victim].0.signal("STOP"),
+            _ => nodes[victim].1.cut(true),
+        }
+        std::thread::sleep(every);
+        match what {
+            0 => nodes.push(join_by_wire(house, &format!("new{done}"), model)),
+            1 => nodes[victim].0.signal("CONT"),
+            _ => nodes[victim].1.cut(false),
+        }
+        done += 1;
+    }
+    done
+}
+
+fn join_by_wire(house: &House, name: &str, model: &str) -> (Node, Wire) {
+    let wire = Wire::to(house.listen);
+    let link = house.link(&[]).replace(&house.listen.to_string(), &wire.address.to_string());
+    (Node::join(name, &link, model), wire)
+}
+
+/// Streams of `tokens` each, all at once, over nodes that are disturbed: each must equal the undisturbed one.
+fn check_nothing_lost(
+    model: &str,
+    nodes: usize,
+    streams: u32,
+    tokens: u32,
+    every: Duration,
+    for_so_long: Duration,
+) {
+    let house = House::open();
+    let mut crew: Vec<_> = (0..nodes).map(|n| join_by_wire(&house, &format!("n{n}"), model)).collect();
+    let names: Vec<String> = (0..nodes).map(|n| format!("n{n}")).collect();
+    house.wait_for(&names.iter().map(|n| (n.as_str(), "connected")).collect::<Vec<_>>());
+    let id = house.serve().get("/v1/models").unwrap().json()["data"][0]["id"].clone();
+    let body = |n: u32| {
+        let mut body = ask(&format!("Story number {n}:"), tokens);
+        body["model"] = id.clone();
+        body
+    };
+    let expected: Vec<String> = std::thread::scope(|scope| {
+        let whole = |n| text(&house.complete(&body(n)));
+        let running: Vec<_> = (0..streams).map(|n| scope.spawn(move || whole(n))).collect();
+        running.into_iter().map(|one| one.join().unwrap()).collect()
+    });
+    let calm = Instant::now() + for_so_long;
+    let (house, body, expected) = (&house, &body, &expected);
+    let moved = std::thread::scope(|scope| {
+        let clients: Vec<_> = (0..streams)
+            .map(|n| {
+                scope.spawn(move || {
+                    let (mut runs, mut moved) = (0, 0);
+                    while runs == 0 || Instant::now() < calm {
+                        let (got, nodes) = Stream::open(house, &body(n)).end();
+                        assert_eq!(got, expected[n as usize], "stream {n}, by {nodes:?}");
+                        (runs, moved) = (runs + 1, moved + usize::from(nodes.len() > 1));
+                    }
+                    (runs, moved)
+                })
+            })
+            .collect();
+        let disturbances = disturb(house, model, &mut crew, every, calm);
+        let all: Vec<(usize, usize)> = clients.into_iter().map(|client| client.join().unwrap()).collect();
+        let (runs, moved) = all.iter().fold((0, 0), |sum, one| (sum.0 + one.0, sum.1 + one.1));
+        println!("{runs} streams of {tokens} tokens, {disturbances} disturbances, {moved} streams moved");
+        moved
+    });
+    assert!(moved > 0, "nothing was disturbed");
+}
+
+#[test]
+fn nothing_is_lost_when_nodes_are_killed_paused_and_cut_off() {
+    let (every, long) = (Duration::from_millis(3500), Duration::from_secs(35));
+    check_nothing_lost("null:step_us=20000,vocab=1000", 8, 100, 500, every, long);
+}
+
+/// The same with a real model.
+#[test]
+fn nothing_is_lost_with_a_real_model() {
+    let Some(path) = model("smollm2.gguf") else { return };
+    if std::env::var_os("WEIR_TEST_FULL").is_none() {
+        eprintln!("runs with WEIR_TEST_FULL only: it takes minutes");
+        return;
+    }
+    let (every, long) = (Duration::from_secs(8), Duration::from_secs(60));
+    check_nothing_lost(path.to_str().unwrap(), 3, 12, 150, every, long);
 }
 
 /// A real model: the stream of a killed node equals the one that nothing disturbed.

@@ -42,6 +42,8 @@ pub(super) enum Command {
     FromNode { node: NodeId, from: FromNode },
     /// A node sent tokens.
     Tokens { node: NodeId, request: RequestId, attempt: u32, deliveries: Vec<Delivery> },
+    /// An attempt's stream broke.
+    Broken { node: NodeId, request: RequestId, attempt: u32, reason: String },
     /// A node's link broke.
     Lost { node: NodeId, reason: String },
     /// A node with this key may not stay.
@@ -190,6 +192,9 @@ impl Conductor {
                     self.scheduler.handle(self.now(), Input::Node { node, from });
                     self.act(Some((request, place)));
                 }
+            }
+            Command::Broken { node, request, attempt, reason } => {
+                self.handle(Input::Broken { node, request, attempt, reason });
             }
             Command::Lost { node, reason } => self.lost(node, reason),
             Command::Shutdown(_) => unreachable!("the loop takes it"),

@@ -33,12 +33,12 @@ enum Stop {
 impl Pump {
     /// Runs until the attempt has ended. Dropping the future resets the stream, which cancels the attempt.
     pub async fn run(self, link: Arc<Link>, ask: Generate) {
-        let failure = match self.carry(&link, ask).await {
-            Err(Stop::Broke(message)) => Failure { kind: FailureKind::Internal, message },
-            Err(Stop::ReaderGone) => return self.tell(Command::Cancel(self.request)).await,
-            Ok(()) | Err(Stop::Told) => return,
-        };
-        self.tell_end(Event::Failed(failure)).await;
+        let Pump { node, request, attempt, .. } = self;
+        match self.carry(&link, ask).await {
+            Err(Stop::Broke(reason)) => self.tell(Command::Broken { node, request, attempt, reason }).await,
+            Err(Stop::ReaderGone) => self.tell(Command::Cancel(request)).await,
+            Ok(()) | Err(Stop::Told) => {}
+        }
     }
 
     async fn tell(&self, command: Command) {
