@@ -10,6 +10,7 @@ mod guard;
 mod index;
 mod json;
 mod merge;
+mod nesting;
 mod sentencepiece;
 mod special;
 mod split;

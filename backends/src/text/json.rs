@@ -71,7 +71,11 @@ impl Writer<'_, '_, '_> {
             ValueKind::String => self.string(value.as_str().unwrap_or_default())?,
             ValueKind::Seq | ValueKind::Iterable => {
                 let items = value.try_iter()?.map(|item| (None, item));
-                self.container(['[', ']'], items, depth)?;
+                let is_tuple = value.is_tuple() && self.style.notation == Notation::Repr;
+                self.container(if is_tuple { ['(', ')'] } else { ['[', ']'] }, items, depth)?;
+                if is_tuple && value.len() == Some(1) {
+                    self.out.insert(self.out.len() - 1, ',');
+                }
             }
             ValueKind::Map => {
                 let mut keys: Vec<Value> = value.try_iter()?.collect();

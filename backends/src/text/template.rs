@@ -5,7 +5,7 @@
 //! `tojson` in Python's formatting, and `{% generation %}`.
 use super::guard::Guard;
 use super::tokenizer::Tokenizer;
-use super::{TextError, clock, json};
+use super::{TextError, clock, json, nesting};
 use crate::gguf::ModelFile;
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::{Kwargs, Serde, Value, ValueKind};
@@ -37,8 +37,6 @@ const PLAIN: &str = "{% for message in messages %}\
 /// Renders messages into a prompt. Made once from a model file, then shared.
 ///
 /// Templates come with model files, so they are bounded: one that runs for too long or grows too large is stopped.
-/// One way is left open: comparing, sorting or concatenating (not printing) a list that contains another one twice,
-/// that one another twice, and so on, is a single step to minijinja and takes time in the power of the depth.
 #[derive(Debug)]
 pub struct ChatTemplate {
     environment: Environment<'static>,
@@ -94,7 +92,8 @@ impl ChatTemplate {
             let why = format!("it has {} bytes, {SOURCE_BYTES_MAX} may be", source.len());
             return Err(TextError::BadTemplate(why));
         }
-        let added = self.environment.add_template_owned(name, without_generation_tags(source));
+        let source = nesting::guarded(&without_generation_tags(source), syntax());
+        let added = source.and_then(|source| self.environment.add_template_owned(name, source));
         added.map_err(|error| TextError::BadTemplate(describe(&error)))
     }
 
@@ -213,11 +212,16 @@ impl Job<'_> {
     }
 }
 
+fn syntax() -> SyntaxConfig {
+    let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
+    syntax.expect("only the treatment of white space differs from the default")
+}
+
 /// Hugging Face's settings and extras.
 fn environment() -> Environment<'static> {
     let mut environment = Environment::new();
-    let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
-    environment.set_syntax(syntax.expect("only the treatment of white space differs from the default"));
+    environment.set_syntax(syntax());
+    nesting::install(&mut environment);
     environment.set_auto_escape_callback(|_| minijinja::AutoEscape::None);
     environment.set_unknown_method_callback(python_method);
     environment.set_formatter(|out, state, value| match value.kind() {
@@ -229,8 +233,14 @@ fn environment() -> Environment<'static> {
         _ => minijinja::escape_formatter(out, state, value),
     });
     environment.add_filter("tojson", tojson);
+    environment.add_filter("int", int);
     environment.remove_filter("pprint"); // takes time in the cube of a value's depth
-    environment.add_function("raise_exception", |message: String| -> Result<Value, Error> {
+    environment.remove_global("debug"); // as does this
+    environment.add_function("raise_exception", |state: &State, message: Value| -> Result<Value, Error> {
+        let message = match message.as_str() {
+            Some(message) => message.to_owned(),
+            None => json::write(state, &message, &json::REPR)?,
+        };
         Err(Error::new(ErrorKind::InvalidOperation, message))
     });
     #[cfg(not(target_arch = "wasm32"))]
@@ -253,12 +263,64 @@ fn python_method(state: &mut State, value: &Value, method: &str, args: &[Value])
             let written = if value.as_str().is_some() { length(&value) } else { 1 << 10 };
             sum.saturating_add(written).saturating_add(text)
         }),
+        ("rsplit", [] | [_] | [_, _]) => {
+            state.consume_fuel(text as u64)?;
+            return rsplit(value, args.first(), args.get(1));
+        }
         // values nest, and each may be written out at any width
         ("format", _) => return Err(Error::from(ErrorKind::UnknownMethod)),
         _ => args.iter().map(length).fold(text, usize::saturating_add),
     };
     state.consume_fuel(bytes as u64 / 16)?;
-    minijinja_contrib::pycompat::unknown_method_callback(state, value, method, args)
+    let result = minijinja_contrib::pycompat::unknown_method_callback(state, value, method, args)?;
+    nesting::count(state, &result)?;
+    Ok(result)
+}
+
+/// `str.rsplit`: at most so many pieces are cut off, from the end.
+fn rsplit(text: &Value, separator: Option<&Value>, most: Option<&Value>) -> Result<Value, Error> {
+    let wrong = || Error::new(ErrorKind::InvalidOperation, "rsplit takes a text and a number");
+    let text = text.as_str().ok_or_else(|| Error::from(ErrorKind::UnknownMethod))?;
+    let most = match most.map(|most| most.as_i64().ok_or_else(wrong)).transpose()? {
+        Some(most) if most >= 0 => most as usize,
+        _ => usize::MAX - 1,
+    };
+    let separator = match separator.filter(|separator| !separator.is_none()) {
+        Some(separator) => Some(separator.as_str().filter(|s| !s.is_empty()).ok_or_else(wrong)?),
+        None => None,
+    };
+    let mut pieces: Vec<&str> = match separator {
+        Some(separator) => text.rsplitn(most + 1, separator).collect(),
+        None => {
+            let mut pieces = Vec::new();
+            let mut rest = text.trim();
+            while !rest.is_empty() {
+                let cut = if pieces.len() < most { rest.rfind(char::is_whitespace) } else { None };
+                let Some(at) = cut else {
+                    pieces.push(rest);
+                    break;
+                };
+                pieces.push(rest[at..].trim_start());
+                rest = rest[..at].trim_end();
+            }
+            pieces
+        }
+    };
+    pieces.reverse();
+    Ok(pieces.into_iter().map(Value::from).collect())
+}
+
+/// Jinja2's `int`: what is no number is 0, or what is said.
+fn int(
+    state: &State,
+    value: &Value,
+    default: Option<Value>,
+    base: Option<u32>,
+    options: Kwargs,
+) -> Result<Value, Error> {
+    let named = options.get::<Option<Value>>("default")?;
+    let otherwise = default.or(named).unwrap_or(Value::from(0));
+    minijinja::filters::int(state, value, Some(otherwise.clone()), base, options).or(Ok(otherwise))
 }
 
 /// `json.dumps` with the keyword arguments that Hugging Face passes on.

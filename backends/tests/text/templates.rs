@@ -122,6 +122,19 @@ fn pythons_ways() {
     );
 }
 
+/// `tests/golden/expressions.py` has Jinja2's own word on each.
+#[test]
+fn expressions_are_jinjas() {
+    let cases: Vec<(String, String)> = serde_json::from_str(&golden("expressions.json")).unwrap();
+    let messages = json!([{"role": "system", "content": " s "}]);
+    let wrong = cases.iter().filter_map(|(source, expected)| {
+        let found = rendered(source, messages.clone());
+        (found.as_ref() != Ok(expected)).then(|| format!("{source}: {found:?}, not {expected:?}\n"))
+    });
+    let wrong: String = wrong.collect();
+    assert!(wrong.is_empty(), "{wrong}");
+}
+
 #[test]
 fn templates_may_refuse() {
     let refused = rendered("{{ raise_exception('roles must alternate') }}", json!([])).unwrap_err();
@@ -182,6 +195,55 @@ fn hostile_templates_are_stopped() {
     limit(
         "{% set s = [1] * 500000 %}{% for a in range(99999) %}{% set t = s | length + s | sum %}{% endfor %}",
     );
+    // Steps that look at all of a value which has others inside twice, and these others twice, and so on.
+    let doubled = "{% set ns = namespace(x=[1], y=[1]) %}{% for a in range(60) %}\
+        {% set ns.x = GROWTH(ns.x) %}{% set ns.y = GROWTH(ns.y) %}{% endfor %}";
+    let looks = [
+        "{{ ns.x == ns.y }}",
+        "{{ ns.x < ns.y }}",
+        "{{ ns.x in [ns.y] }}",
+        "{{ ns.x in 'text' }}",
+        "{{ ns.x ~ '' }}",
+        "{{ {ns.x: 1} }}",
+        "{{ [ns.x, ns.y] | sort | length }}",
+        "{{ [ns.x, ns.y] | unique | list | length }}",
+        "{{ ns.x | string | length }}",
+        "{{ 'a'.replace('a', ns.x) }}",
+        "{{ [ns.x].count(ns.y) }}",
+        "{{ raise_exception(ns.x) }}",
+    ];
+    let growths = [
+        "[X, X]",
+        "(X, X)",
+        "{'a': X, 'b': X}",
+        "dict(a=X, b=X)",
+        "[[X], [X]] | map('first') | list",
+        "[X] * 2",
+        "[X, X] | batch(1) | list",
+    ];
+    for look in looks {
+        for growth in growths {
+            let grown = doubled.replace("GROWTH(ns.x)", &growth.replace('X', "ns.x"));
+            check(&(grown.replace("GROWTH(ns.y)", &growth.replace('X', "ns.y")) + look));
+        }
+    }
+    let by_names = "{% for a in [[x, x]] %}{% for x in [[a, a]] %}".repeat(30) + "{{ x == a }}";
+    check(&("{% set x = [1] %}".to_owned() + &by_names + &"{% endfor %}".repeat(60)));
+    check("{% macro m(x, y) %}{{ x == y }}{{ m([x, x], [y, y]) }}{% endmacro %}{{ m([1], [1]) }}");
+    let repeated = "[".repeat(60) + "1" + &"] * 9".repeat(60);
+    check(&format!("{{{{ {repeated} == {repeated} }}}}"));
+    // A value without an end.
+    for cycle in
+        ["ns", "[ns]", "{'a': ns}", "dict(a=ns)", "(1, ns)", "namespace(a=ns)", "[ns] | list | first"]
+    {
+        for look in ["{{ ns }}", "{{ ns ~ '' }}", "{{ ns == namespace(x=1) }}", "{{ {ns: 1} }}"] {
+            check(&format!("{{% set ns = namespace(x=1) %}}{{% set ns.x = {cycle} %}}{look}"));
+            check(&format!(
+                "{{% set ns = namespace(x=1) %}}{{% set b = {cycle} %}}{{% set ns.x = b %}}{look}"
+            ));
+        }
+    }
+    check("{{ weir_counted(1) }}");
     check("{% macro m(x) %}{{ m(x) }}{% endmacro %}{{ m(1) }}");
     check("{{ '{:>999999999}'.format(1) }}");
     check("{{ 'x' * 99999999999 }}");
