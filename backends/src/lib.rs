@@ -4,6 +4,8 @@
 //! device compiles it into a [`program::Program`], bespoke to that model. The [`engine`] feeds programs with batches.
 
 pub mod cpu;
+#[cfg(any(target_os = "linux", target_os = "windows"))]
+pub mod cuda;
 pub mod engine;
 pub mod gguf;
 #[cfg(not(target_family = "wasm"))]

@@ -84,6 +84,59 @@ pub struct Batch {
     pub segments: Vec<Segment>,
 }
 
+impl Batch {
+    /// Refuses what would reach beyond a program's buffers: a caller's bug must not become memory corruption. `embeds`
+    /// and `heads`: whether the program has the embedding and the head.
+    pub fn check(
+        &self,
+        kv: KvLayout,
+        vocab: usize,
+        hidden: usize,
+        embeds: bool,
+        heads: bool,
+    ) -> Result<(), DeviceError> {
+        let bug = |what: &str| Err(DeviceError::Unsupported(format!("batch refused: {what}")));
+        let mut rows = 0;
+        for s in &self.segments {
+            let n = match &s.input {
+                Input::Ids(ids) if !embeds && !ids.is_empty() => {
+                    return bug("ids for a program without the embedding");
+                }
+                Input::Ids(ids) if ids.iter().any(|&id| id as usize >= vocab) => {
+                    return bug("a token id beyond the vocabulary");
+                }
+                Input::Ids(ids) => ids.len(),
+                Input::LastSampled => 1,
+                Input::Hidden(_) if embeds => return bug("hidden rows for the first layers"),
+                Input::Hidden(x) if !x.len().is_multiple_of(hidden) => return bug("part of a hidden row"),
+                Input::Hidden(x) => x.len() / hidden,
+            };
+            rows += n;
+            if n == 0 || s.slot >= kv.slots {
+                return bug("an empty segment or an unknown slot");
+            }
+            if s.blocks.len() * weir_scheduler::BLOCK_TOKENS < s.start as usize + n
+                || s.blocks.iter().any(|&b| b >= kv.blocks)
+            {
+                return bug("positions without KV blocks");
+            }
+            if matches!(s.want, Want::Logits(wanted) if wanted as usize > n) {
+                return bug("logits of more rows than there are");
+            }
+            if s.want == Want::Hidden && heads {
+                return bug("hidden rows of the last layers");
+            }
+            if matches!(s.want, Want::Sample(_) | Want::Logits(_)) && !heads {
+                return bug("logits of a program without the head");
+            }
+        }
+        if rows > kv.rows as usize {
+            return bug("more rows than the program has room for");
+        }
+        Ok(())
+    }
+}
+
 /// Consecutive positions of one sequence.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Segment {

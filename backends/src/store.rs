@@ -148,6 +148,12 @@ impl StoreConfig {
     }
 }
 
+/// The root of the cache where nothing else is configured.
+pub(crate) fn cache_root() -> Option<PathBuf> {
+    let var = |name: &str| std::env::var(name).ok().filter(|v| !v.is_empty());
+    var("WEIR_CACHE").map(PathBuf::from).or_else(|| platform_cache(&var))
+}
+
 fn platform_cache(var: &dyn Fn(&str) -> Option<String>) -> Option<PathBuf> {
     let folder = if cfg!(windows) {
         PathBuf::from(var("LOCALAPPDATA")?)

@@ -2,6 +2,8 @@
 #![allow(clippy::unwrap_used)]
 mod conformance;
 mod cpu;
+#[cfg(any(target_os = "linux", target_os = "windows"))]
+mod cuda;
 mod draw;
 mod engine;
 mod family;

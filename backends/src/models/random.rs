@@ -16,6 +16,8 @@ pub struct Random {
     pub shape: Shape,
     /// How matrices are stored; the width of each must fill its blocks.
     pub matrices: GgmlType,
+    /// How values and the MLP's last matrix are stored in layers where files whose type ends in `_M` spend more bits.
+    pub better: Option<GgmlType>,
     /// How the embedding is stored, and the output matrix, if there is one.
     pub embedding: GgmlType,
     /// Whether the output matrix is the embedding.
@@ -39,6 +41,7 @@ impl Random {
                 eps: 1e-5,
             },
             matrices: GgmlType::Q8_0,
+            better: None,
             embedding: GgmlType::F16,
             tied: false,
             seed,
@@ -96,9 +99,13 @@ impl Random {
             vector("post_attention_norm.weight", hidden);
             vector("post_ffw_norm.weight", hidden);
         }
+        let layers = self.shape.layers;
+        let important = layer < layers / 8 || layer >= 7 * layers / 8 || (layer - layers / 8) % 3 == 2;
+        let better = self.better.filter(|_| important).unwrap_or(self.matrices);
         let mut matrix = |name: &str, cols: usize, rows: usize| {
+            let ty = if matches!(name, "attn_v" | "ffn_down") { better } else { self.matrices };
             let name = format!("blk.{layer}.{name}.weight");
-            writer.declare(&name, self.matrices, &[cols as u64, rows as u64]);
+            writer.declare(&name, ty, &[cols as u64, rows as u64]);
         };
         matrix("attn_q", hidden, q);
         matrix("attn_k", hidden, kv);

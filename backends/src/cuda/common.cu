@@ -1,0 +1,74 @@
+// What all kernels share. No headers: the run-time compiler has none. Compiled with -fmad=false, so that every fused
+// multiply-add is one that is written, and a value has the same bits in whichever kernel it is computed.
+//
+// Vectors that enter a product come in blocks of 32 values, two blocks a "pair". Value k of a pair lies where the
+// tensor core's B operand wants it: lane t of four has the bytes 16 t .. 16 t + 15, first of block 0, then of block 1.
+
+#define ALL 0xffffffffu
+#define INF __int_as_float(0x7f800000)
+#define BLOCK_TOKENS 32
+#define SPAN 128
+
+DEV float bf16_to_float(u16 h) { return __int_as_float((u32)h << 16); }
+DEV float low_half(u32 v) { return half_to_float((u16)v); }
+DEV float high_half(u32 v) { return half_to_float((u16)(v >> 16)); }
+
+DEV float warp_sum(float v) {
+#pragma unroll
+    for (int o = 16; o; o >>= 1) v = __fadd_rn(v, __shfl_xor_sync(ALL, v, o));
+    return v;
+}
+
+// Inputs of a product: rows of `pairs` pairs.
+struct Acts {
+    u8 *q;          // signed bytes, [row][pair][64]
+    float2 *d;      // [row][2 pairs]: scale of a block of bytes, and scale times their sum
+    u16 *h;         // halves, [row][pair][64]
+    float *hd;      // [row][2 pairs]: scale of a block of halves (f16 alone has one)
+    float *squares; // [row][blocks]: sum of squares of the residual stream, whose root the product is divided by
+};
+
+// Which forms of an input the next product reads.
+#define AS_BYTES 1
+#define AS_BF16 2
+#define AS_F16 4
+
+DEV int byte_place(int k) { return ((k & 15) >> 2) * 16 + (k >> 5) * 8 + (k >> 4 & 1) * 4 + (k & 3); }
+DEV int half_place(int k) { return ((k & 15) >> 2) * 16 + (k >> 4) * 4 + (k & 3); }
+
+// Stores a block of 32 values, one a lane, as the input of a product. Scales of bytes have 12 significant bits, so that
+// a scale times a sum of 32 bytes is exact.
+template <int FORMS>
+DEV void store_block(const Acts &out, int row, int pairs, int block, float v) {
+    const int lane = threadIdx.x & 31, k = (block & 1) * 32 + lane;
+    const long long pair = (long long)row * pairs + (block >> 1);
+    const u32 top = __reduce_max_sync(ALL, __float_as_uint(v) & 0x7fffffffu);
+    if (FORMS & AS_BYTES) {
+        const float d = __uint_as_float((__float_as_uint(__fmul_rn(__uint_as_float(top), 1.0f / 127.0f)) + 0x800u) & ~0xfffu);
+        const float inverse = d > 1e-36f ? __fdiv_rn(1.0f, d) : 0.0f;
+        int q = __float2int_rn(__fmul_rn(v, inverse));
+        q = max(-127, min(127, q));
+        const int sum = __reduce_add_sync(ALL, q);
+        out.q[pair * 64 + byte_place(k)] = (u8)q;
+        if (lane == 0) {
+            const float scale = d > 1e-36f ? d : 0.0f;
+            out.d[pair * 2 + (block & 1)] = make_float2(scale, __fmul_rn(scale, (float)sum));
+        }
+    }
+    if (FORMS & AS_BF16) out.h[pair * 64 + half_place(k)] = float_to_bf16(v);
+    if (FORMS & AS_F16) {
+        // a power of two that brings the largest value to 2^14 .. 2^15
+        const int e = max(-100, min(100, (int)(top >> 23) - 127 - 14));
+        out.h[pair * 64 + half_place(k)] = float_to_half(__fmul_rn(v, __int_as_float((127 - e) << 23)));
+        if (lane == 0) out.hd[pair * 2 + (block & 1)] = __int_as_float((127 + e) << 23);
+    }
+}
+
+// The residual stream as the input of a step that normalises by the root mean square: multiplied by the norm's gain, not
+// yet divided by the root, which is a factor of whole rows.
+template <int FORMS>
+DEV void store_residual(const Acts &out, int row, int pairs, int blocks, int block, float x, float gain) {
+    const float squares = warp_sum(__fmul_rn(x, x));
+    if ((threadIdx.x & 31) == 0) out.squares[(long long)row * blocks + block] = squares;
+    store_block<FORMS>(out, row, pairs, block, __fmul_rn(x, gain));
+}

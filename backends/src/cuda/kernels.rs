@@ -1,0 +1,220 @@
+//! The program's kernels: CUDA C++ for exactly its shapes, compiled by NVRTC and kept on disk by content.
+use super::driver::{Compiler, Gpu, Kernel, Module};
+use super::forms::{Form, WIDE_SHARED, WIDE_TILES};
+use super::load::{Lowered, WIDTHS};
+use crate::program::DeviceError;
+use sha2::{Digest, Sha256};
+use std::fmt::Write;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+#[cfg(not(feature = "cuda-emulator"))]
+const COMMON: &str = concat!(include_str!("ptx.cu"), include_str!("common.cu"));
+#[cfg(feature = "cuda-emulator")]
+const COMMON: &str = concat!(include_str!("emulate.cpp"), include_str!("common.cu"));
+const GEMM: &str = include_str!("gemm.cu");
+const ATTEND: &str = include_str!("attend.cu");
+const ROWS: &str = include_str!("rows.cu");
+const PACK: &str = include_str!("pack.cu");
+
+/// All kernels of a program.
+pub struct Kernels {
+    /// By product: for few columns, by width, and for many.
+    pub gemms: Vec<[Kernel; WIDTHS.len() + 1]>,
+    /// Fill the cache, one row a sequence, whole tiles.
+    pub attends: Vec<[Kernel; 3]>,
+    pub settles: Vec<Kernel>,
+    pub enter: Kernel,
+    pub most: Kernel,
+    pub pick: Kernel,
+    pub finish: Kernel,
+}
+
+/// `bounds`: threads a block, and least blocks a multiprocessor.
+fn kernel(out: &mut String, bounds: (usize, usize), name: &str, args: &str, body: &str) {
+    let trace = if args == "AttendArgs" { "p.c.trace" } else { "p.trace" };
+    let (threads, blocks) = bounds;
+    // writing to a string can't fail
+    _ = writeln!(
+        out,
+        "KERNEL({name}, {threads}, {blocks}, {args}, trace({trace}, 0); {body} trace({trace}, 2);)"
+    );
+}
+
+/// Source of the products, for one width; 0: for many columns.
+fn gemm_source(low: &Lowered, nt: usize) -> String {
+    let mut s = format!("{COMMON}{GEMM}");
+    for (i, g) in low.gemms.iter().enumerate() {
+        let threads = g.split.map_or(32, |split| split.threads());
+        _ = writeln!(s, "struct G{i} {{ {} }};", g.constants);
+        let (bounds, body) = match nt {
+            0 => ((256, 2), format!("gemm_wide<G{i}>(p);")),
+            // as many warps as have 64 registers each
+            1 => ((threads, 1024 / threads), format!("gemm<G{i}, 1>(p);")),
+            _ => ((threads, 1), format!("gemm<G{i}, {nt}>(p);")),
+        };
+        kernel(&mut s, bounds, &format!("g{i}"), "GemmArgs", &body);
+    }
+    s
+}
+
+fn attend_source(low: &Lowered) -> String {
+    let mut s = format!("{COMMON}{ATTEND}");
+    for (i, a) in low.attends.iter().enumerate() {
+        _ = writeln!(s, "struct A{i} {{ {} }};", a.constants);
+        let [(alone, _), (whole, _)] = a.tiles;
+        kernel(&mut s, (256, 1), &format!("fill{i}"), "CacheArgs", &format!("fill_cache<A{i}>(p);"));
+        kernel(&mut s, (256, 1), &format!("split{i}"), "AttendArgs", &format!("attend_split<A{i}, {alone}>(p);"));
+        kernel(&mut s, (256, 1), &format!("tile{i}"), "AttendArgs", &format!("attend_tile<A{i}, {whole}>(p);"));
+    }
+    s
+}
+
+fn rows_source(low: &Lowered) -> String {
+    let mut s = format!("{COMMON}{GEMM}{ROWS}");
+    for (i, body) in low.settles.iter().enumerate() {
+        kernel(&mut s, (256, 1), &format!("settle{i}"), "SettleArgs", body);
+    }
+    kernel(&mut s, (256, 1), "enter_", "EnterArgs", &low.enter_body);
+    kernel(&mut s, (256, 1), "most", "SampleArgs", &format!("sample_most<{}>(p);", low.vocab));
+    kernel(&mut s, (256, 1), "pick", "SampleArgs", &format!("sample_pick<{}>(p);", low.vocab));
+    s.push_str(
+        "struct FinishArgs { u32 *flag; const u32 *step; };\nKERNEL(finish_, 32, 1, FinishArgs, if (threadIdx.x == 0) \
+         finish(p.flag, p.step);)\n",
+    );
+    s
+}
+
+fn pack_source(forms: &[Form]) -> String {
+    let mut s = format!("{COMMON}{GEMM}{PACK}");
+    for form in forms {
+        let f = *form as u32;
+        _ = writeln!(
+            s,
+            "KERNEL(pack{f}, 256, 1, PackArgs, pack<{f}>(p);)"
+        );
+    }
+    s
+}
+
+/// Whether launches note their times, for [`crate::program::Program::profile`]. Costs a little.
+pub fn traced() -> bool {
+    std::env::var_os("WEIR_CUDA_TRACE").is_some()
+}
+
+/// Forms that have to be packed.
+pub fn forms(low: &Lowered) -> Vec<Form> {
+    let mut forms: Vec<Form> = Vec::new();
+    for job in &low.jobs {
+        if !forms.contains(&job.form) {
+            forms.push(job.form);
+        }
+    }
+    forms
+}
+
+/// The sources of a program's modules: products by falling width (the slowest to compile first), the rest.
+pub fn sources(low: &Lowered, forms: &[Form]) -> Vec<String> {
+    let mut sources = vec![gemm_source(low, 0)];
+    sources.extend(WIDTHS.iter().rev().map(|nt| gemm_source(low, *nt)));
+    sources.extend([attend_source(low), rows_source(low), pack_source(forms)]);
+    if traced() {
+        sources.iter_mut().for_each(|s| s.insert_str(0, "#define TRACE\n"));
+    }
+    sources
+}
+
+/// Where compiled kernels are kept; none where the system names no cache.
+fn cache_folder() -> Option<PathBuf> {
+    crate::store::cache_root().map(|root| root.join("kernels"))
+}
+
+/// Machine code for `source`, from the cache if it is there.
+pub fn cubin(compiler: &Compiler, capability: u32, source: &str) -> Result<Vec<u8>, DeviceError> {
+    let mut digest = Sha256::new();
+    digest.update(format!("{:?} sm_{capability} ", compiler.version));
+    digest.update(source);
+    let name: String = digest.finalize().iter().fold(String::new(), |mut s, b| {
+        _ = write!(s, "{b:02x}");
+        s
+    });
+    let path = cache_folder().map(|folder| folder.join(format!("{name}.cubin")));
+    if let Some(bytes) = path.as_ref().and_then(|p| std::fs::read(p).ok())
+        && bytes.starts_with(b"\x7fELF")
+    {
+        return Ok(bytes);
+    }
+    let bytes = compiler
+        .compile(source, capability)
+        .map_err(|why| DeviceError::Unsupported(format!("a generated kernel doesn't compile: {why}")))?;
+    if let Some(path) = path
+        && let Err(error) = keep(&path, &bytes)
+    {
+        tracing::debug!(%error, "a compiled kernel could not be kept");
+    }
+    Ok(bytes)
+}
+
+/// Whole or not at all.
+fn keep(path: &std::path::Path, bytes: &[u8]) -> std::io::Result<()> {
+    let folder = path.parent().unwrap_or(path);
+    std::fs::create_dir_all(folder)?;
+    let part = path.with_extension(format!("{}.part", std::process::id()));
+    std::fs::write(&part, bytes)?;
+    std::fs::rename(part, path)
+}
+
+/// Compiles several sources at once.
+fn modules(compiler: &Compiler, gpu: &Arc<Gpu>, sources: &[String]) -> Result<Vec<Arc<Module>>, DeviceError> {
+    let cubins: Vec<_> = std::thread::scope(|scope| {
+        let running: Vec<_> =
+            sources.iter().map(|source| scope.spawn(|| cubin(compiler, gpu.capability, source))).collect();
+        let lost = || DeviceError::Lost("NVIDIA's compiler panicked".into());
+        running.into_iter().map(|thread| thread.join().unwrap_or_else(|_| Err(lost()))).collect()
+    });
+    cubins.into_iter().map(|cubin| Module::load(gpu, &cubin?)).collect()
+}
+
+impl Kernels {
+    /// The program's kernels, and beside them those that pack its weights.
+    pub fn new(
+        compiler: &Compiler,
+        gpu: &Arc<Gpu>,
+        low: &Lowered,
+    ) -> Result<(Kernels, Vec<(Form, Kernel)>), DeviceError> {
+        let forms = forms(low);
+        let sources = sources(low, &forms);
+        let modules = modules(compiler, gpu, &sources)?;
+        let [wide, n4, n2, n1, attend, rows, pack] = &modules[..] else {
+            return Err(DeviceError::Lost("a module is missing".into()));
+        };
+        let mut gemms = Vec::new();
+        for (i, g) in low.gemms.iter().enumerate() {
+            let Some(split) = g.split else { continue };
+            let of = |module: &Arc<Module>, nt| module.kernel(&format!("g{i}"), split.threads(), split.shared(nt), true);
+            let many = wide.kernel(&format!("g{i}"), WIDE_TILES * 32, WIDE_SHARED, true)?;
+            gemms.push([of(n1, 1)?, of(n2, 2)?, of(n4, 4)?, many]);
+        }
+        let mut attends = Vec::new();
+        for (i, a) in low.attends.iter().enumerate() {
+            let [(_, alone), (_, whole)] = a.tiles;
+            attends.push([
+                attend.kernel(&format!("fill{i}"), 256, 0, true)?,
+                attend.kernel(&format!("split{i}"), 256, alone, true)?,
+                attend.kernel(&format!("tile{i}"), 256, whole, true)?,
+            ]);
+        }
+        let settles = (0..low.settles.len()).map(|i| rows.kernel(&format!("settle{i}"), 256, 0, true));
+        let kernels = Kernels {
+            gemms,
+            attends,
+            settles: settles.collect::<Result<_, _>>()?,
+            enter: rows.kernel("enter_", 256, 0, true)?,
+            most: rows.kernel("most", 256, 0, true)?,
+            pick: rows.kernel("pick", 256, 0, true)?,
+            finish: rows.kernel("finish_", 32, 0, false)?,
+        };
+        let pack = forms.iter().map(|f| Ok((*f, pack.kernel(&format!("pack{}", *f as u32), 256, 0, false)?)));
+        Ok((kernels, pack.collect::<Result<_, DeviceError>>()?))
+    }
+}

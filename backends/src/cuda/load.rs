@@ -1,0 +1,874 @@
+//! From a [`Plan`] to kernels, arguments and places in GPU memory.
+use super::forms::{Form, PAIR, Split, TILE, WIDE_TILES};
+use crate::gguf::{GgmlType, ModelFile, TensorInfo};
+use crate::plan::{
+    Activation, Attend, Heads, Linear, Norm, NormGateUpAct, NormKind, NormQkvRopeCache, Plan, Residual, Rope,
+    RopePairs, Step,
+};
+use crate::program::{DeviceError, KvLayout};
+use crate::quant;
+use std::collections::HashMap;
+use std::fmt::Write;
+use std::ops::Range;
+use weir_scheduler::{BLOCK_TOKENS, KvType};
+
+/// Columns that share a launch of the head, and rows that may be decoded together by a graph.
+pub const TOGETHER: usize = 64;
+/// Positions of a span of attention.
+pub const SPAN: usize = 128;
+/// Eights of columns that a kernel for few columns takes; one kernel each.
+pub const WIDTHS: [usize; 3] = [1, 2, 4];
+
+/// `Matrix` of `gemm.cu`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Matrix {
+    pub q: u64,
+    pub high: u64,
+    pub s: u64,
+    pub supers: u64,
+    pub bias: u64,
+}
+
+/// `Acts` of `common.cu`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Acts {
+    pub q: u64,
+    pub d: u64,
+    pub h: u64,
+    pub hd: u64,
+    pub squares: u64,
+}
+
+/// `GemmArgs` of `gemm.cu`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct GemmArgs {
+    pub matrix: [Matrix; 3],
+    pub input: Acts,
+    pub map: u64,
+    pub columns: i32,
+    pub out: u64,
+    pub gain: u64,
+    pub next: Acts,
+    pub trace: u64,
+}
+
+/// `CacheArgs` of `attend.cu`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct CacheArgs {
+    pub qkv: u64,
+    pub q_norm: u64,
+    pub k_norm: u64,
+    pub angles: u64,
+    pub keys: u64,
+    pub values: u64,
+    pub position: u64,
+    pub table: u64,
+    pub blocks: u64,
+    pub trace: u64,
+}
+
+/// `AttendArgs` of `attend.cu`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct AttendArgs {
+    pub cache: CacheArgs,
+    pub tile_row: u64,
+    pub tile_rows: u64,
+    pub partial: u64,
+    pub partial_at: u64,
+    pub arrived: u64,
+    pub next: Acts,
+}
+
+/// `SettleArgs` of `rows.cu`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct SettleArgs {
+    pub x: u64,
+    pub y: u64,
+    pub post: u64,
+    pub post_bias: u64,
+    pub gain: u64,
+    pub bias: u64,
+    pub next: Acts,
+    pub trace: u64,
+}
+
+/// `EnterArgs` of `rows.cu`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct EnterArgs {
+    pub table: Matrix,
+    pub ids: u64,
+    pub slots: u64,
+    pub last: u64,
+    pub positions: u64,
+    pub x: u64,
+    pub angles: u64,
+    pub frequencies: u64,
+    pub magnitudes: u64,
+    pub trace: u64,
+}
+
+/// A product: its kernels by number, and all arguments but columns and map.
+pub struct GemmStep {
+    pub kernel: usize,
+    /// Thread blocks of all its matrices: with few columns, with many.
+    pub units: [usize; 2],
+    pub args: GemmArgs,
+    /// Of weights, in the file.
+    pub bytes: u64,
+    pub name: &'static str,
+}
+
+pub struct AttendStep {
+    pub kernel: usize,
+    pub heads: Heads,
+    pub args: AttendArgs,
+    /// The rows of a sequence that one tile of queries holds.
+    pub tile_rows: usize,
+    pub window: Option<usize>,
+}
+
+pub struct SettleStep {
+    pub kernel: usize,
+    pub args: SettleArgs,
+}
+
+pub enum Low {
+    Gemm(GemmStep),
+    Attend(AttendStep),
+    Settle(SettleStep),
+}
+
+/// A tensor on its way into tiles.
+pub struct PackJob {
+    pub tensor: String,
+    pub form: Form,
+    /// 0: rows in order; 1, 2: upper, lower eight rows of each tile.
+    pub half: i32,
+    pub tile0: usize,
+    pub pairs: usize,
+    pub matrix: Matrix,
+}
+
+/// A kernel to be generated: the structure of its constants, and its shape.
+pub struct Generated {
+    pub constants: String,
+    pub split: Option<Split>,
+    /// For attention: tiles of queries of the split kernel and the whole one, and their shared memory.
+    pub tiles: [(usize, usize); 2],
+}
+
+/// What a program is made of.
+pub struct Lowered {
+    /// Bytes from `base` on.
+    pub bytes: usize,
+    pub weights_bytes: usize,
+    pub cache_bytes: usize,
+    pub gemms: Vec<Generated>,
+    pub attends: Vec<Generated>,
+    /// Bodies of the kernels that settle.
+    pub settles: Vec<String>,
+    pub enter_body: String,
+    pub jobs: Vec<PackJob>,
+    /// Small arrays to upload.
+    pub vectors: Vec<(u64, Vec<u8>)>,
+    pub steps: Vec<Low>,
+    pub head: Option<GemmStep>,
+    pub enter: EnterArgs,
+    pub embeds: bool,
+    pub hidden: usize,
+    pub vocab: usize,
+    pub logits: u64,
+    pub last: u64,
+    pub most: u64,
+    pub best: u64,
+    pub arrived: u64,
+    pub rows_done: u64,
+    /// Spans whose partial sums have room.
+    pub partials: usize,
+}
+
+fn unsupported(what: impl Into<String>) -> DeviceError {
+    DeviceError::Unsupported(what.into())
+}
+
+/// Where there is no norm between a residual sum and the next step that a product could carry.
+fn fusable(norm: &Norm) -> bool {
+    norm.kind == NormKind::Rms && norm.bias.is_none()
+}
+
+/// A step that reads the residual stream, as the ones before it see it.
+struct Reader<'a> {
+    norm: &'a Norm,
+    forms: u32,
+}
+
+struct Lowering<'a> {
+    file: &'a ModelFile,
+    kv: KvLayout,
+    at: u64,
+    by_name: HashMap<String, (Matrix, Form, usize)>,
+    vectors_by_name: HashMap<String, u64>,
+    /// Distinct ropes and where their pairs begin in a row's angles.
+    ropes: Vec<(Rope, usize)>,
+    angles: usize,
+    shared_limit: usize,
+    rows: usize,
+    x: u64,
+    y: u64,
+    qkv: u64,
+    from_hidden: Acts,
+    from_heads: Acts,
+    from_ff: Acts,
+    partial: u64,
+    arrived_heads: u64,
+    out: Lowered,
+}
+
+/// Widest of everything in a range of layers.
+#[derive(Default)]
+struct Widths {
+    qkv: usize,
+    heads: usize,
+    ff: usize,
+    kv_heads: usize,
+    query_heads: usize,
+    head_dim: usize,
+}
+
+fn widths(layers: &[Vec<Step>]) -> Widths {
+    let mut w = Widths::default();
+    for step in layers.iter().flatten() {
+        match step {
+            Step::NormQkvRopeCache(s) => {
+                let h = s.heads;
+                w.qkv = w.qkv.max((h.heads + 2 * h.kv_heads) * h.head_dim);
+                w.heads = w.heads.max(h.heads * h.head_dim);
+                w.kv_heads = w.kv_heads.max(h.kv_heads);
+                w.query_heads = w.query_heads.max(h.heads);
+                w.head_dim = w.head_dim.max(h.head_dim);
+            }
+            Step::NormGateUpAct(s) => w.ff = w.ff.max(s.up.rows),
+            _ => {}
+        }
+    }
+    w
+}
+
+/// Checks and places everything from `base` on. Called twice: to learn the size, then with memory to place it in.
+pub fn lower(
+    file: &ModelFile,
+    plan: &Plan,
+    layers: Range<usize>,
+    kv: KvLayout,
+    base: u64,
+    shared_limit: usize,
+) -> Result<Lowered, DeviceError> {
+    if layers.end > plan.layers.len() || layers.start > layers.end {
+        return Err(unsupported(format!("layers {layers:?} of {}", plan.layers.len())));
+    }
+    if !plan.hidden.is_multiple_of(32) || plan.hidden > 16384 || kv.rows == 0 || kv.slots == 0 {
+        return Err(unsupported(format!(
+            "hidden size {}: CUDA computes multiples of 32 up to 16384",
+            plan.hidden
+        )));
+    }
+    if kv.kv != KvType::F16 {
+        return Err(unsupported("CUDA keeps keys and values in f16; ask for f16"));
+    }
+    let out = Lowered {
+        bytes: 0,
+        weights_bytes: 0,
+        cache_bytes: 0,
+        gemms: Vec::new(),
+        attends: Vec::new(),
+        settles: Vec::new(),
+        enter_body: String::new(),
+        jobs: Vec::new(),
+        vectors: Vec::new(),
+        steps: Vec::new(),
+        head: None,
+        enter: EnterArgs::default(),
+        embeds: layers.start == 0,
+        hidden: plan.hidden,
+        vocab: plan.vocab,
+        logits: 0,
+        last: 0,
+        most: 0,
+        best: 0,
+        arrived: 0,
+        rows_done: 0,
+        partials: kv.blocks as usize * BLOCK_TOKENS / SPAN + 2 * kv.slots as usize,
+    };
+    let mut l = Lowering {
+        file,
+        kv,
+        at: base,
+        by_name: HashMap::new(),
+        vectors_by_name: HashMap::new(),
+        ropes: Vec::new(),
+        angles: 0,
+        shared_limit,
+        rows: kv.rows as usize,
+        x: 0,
+        y: 0,
+        qkv: 0,
+        from_hidden: Acts::default(),
+        from_heads: Acts::default(),
+        from_ff: Acts::default(),
+        partial: 0,
+        arrived_heads: 0,
+        out,
+    };
+    l.room(plan, &layers);
+    l.ropes(&plan.layers[layers.clone()]);
+    l.steps(plan, &layers)?;
+    l.enter(plan)?;
+    l.out.bytes = (l.at - base) as usize;
+    Ok(l.out)
+}
+
+impl Lowering<'_> {
+    fn take(&mut self, bytes: usize) -> u64 {
+        let at = self.at;
+        self.at += (bytes as u64).next_multiple_of(256);
+        at
+    }
+
+    fn acts(&mut self, cols: usize) -> Acts {
+        // products read whole tiles of columns
+        let pairs = (self.rows + TOGETHER) * cols.div_ceil(PAIR);
+        Acts {
+            q: self.take(pairs * 64),
+            d: self.take(pairs * 16),
+            h: self.take(pairs * 128),
+            hd: self.take(pairs * 8),
+            squares: self.take(self.rows * cols.div_ceil(32) * 4),
+        }
+    }
+
+    /// Working memory.
+    fn room(&mut self, plan: &Plan, layers: &Range<usize>) {
+        let w = widths(&plan.layers[layers.clone()]);
+        let rows = self.rows;
+        self.x = self.take(rows * plan.hidden * 4);
+        self.y = self.take(rows * plan.hidden * 4);
+        self.qkv = self.take(rows * w.qkv * 4);
+        self.from_hidden = self.acts(plan.hidden);
+        self.from_heads = self.acts(w.heads);
+        self.from_ff = self.acts(w.ff);
+        self.partial = self.take(self.out.partials * w.query_heads * (w.head_dim + 2) * 4);
+        self.arrived_heads = self.take(TOGETHER * w.kv_heads * 4);
+        self.out.last = self.take(self.kv.slots as usize * 4);
+        if layers.end == plan.layers.len() {
+            self.out.logits = self.take(TOGETHER.min(rows) * plan.vocab * 4);
+        }
+        self.out.most = self.take(TOGETHER * 64 * 8);
+        self.out.best = self.take(TOGETHER * 64 * 8);
+        self.out.arrived = self.take(TOGETHER * 4);
+        self.out.rows_done = self.take(4);
+    }
+
+    fn upload(&mut self, bytes: Vec<u8>) -> u64 {
+        let at = self.take(bytes.len());
+        self.out.vectors.push((at, bytes));
+        at
+    }
+
+    fn ropes(&mut self, layers: &[Vec<Step>]) {
+        for step in layers.iter().flatten() {
+            let Step::NormQkvRopeCache(s) = step else { continue };
+            if !self.ropes.iter().any(|(r, _)| *r == s.rope) {
+                self.ropes.push((s.rope.clone(), self.angles));
+                self.angles += s.rope.inv_freq.len();
+            }
+        }
+        let pairs = || self.ropes.iter().flat_map(|(r, _)| r.inv_freq.iter().map(move |f| (*f, r.magnitude)));
+        let frequencies: Vec<u8> = pairs().flat_map(|(f, _)| f64::from(f).to_le_bytes()).collect();
+        let magnitudes: Vec<u8> = pairs().flat_map(|(_, m)| m.to_le_bytes()).collect();
+        self.out.enter.frequencies = self.upload(frequencies);
+        self.out.enter.magnitudes = self.upload(magnitudes);
+        self.out.enter.angles = self.take(self.rows * self.angles.max(1) * 8);
+    }
+
+    fn tensor(&self, name: &str) -> Result<&TensorInfo, DeviceError> {
+        self.file.tensor(name).ok_or_else(|| unsupported(format!("the file has no tensor {name}")))
+    }
+
+    fn type_of(&self, l: &Linear) -> Result<GgmlType, DeviceError> {
+        let info = self.tensor(&l.weight)?;
+        if info.dims != [l.cols as u64, l.rows as u64] || !l.cols.is_multiple_of(32) {
+            return Err(unsupported(format!(
+                "tensor {} is {:?}, expected [{}, {}], the first a multiple of 32",
+                l.weight, info.dims, l.cols, l.rows
+            )));
+        }
+        if matches!(info.ty, GgmlType::Unknown(_)) {
+            return Err(unsupported(format!("tensor {} has an unknown type", l.weight)));
+        }
+        Ok(info.ty)
+    }
+
+    fn bytes(&self, linears: &[&Linear]) -> u64 {
+        linears.iter().filter_map(|l| self.file.tensor(&l.weight)).map(|t| t.bytes).sum()
+    }
+
+    /// The forms of the matrices of one step. f16 beside bf16 becomes f32, since they would read other inputs.
+    fn forms(&self, linears: &[&Linear]) -> Result<Vec<Form>, DeviceError> {
+        let mut forms = Vec::new();
+        for l in linears {
+            forms.push(Form::of(self.type_of(l)?));
+        }
+        if forms.contains(&Form::F16) && forms.iter().any(|f| matches!(f, Form::BF16 | Form::F32)) {
+            forms.iter_mut().filter(|f| **f == Form::F16).for_each(|f| *f = Form::F32);
+        }
+        Ok(forms)
+    }
+
+    fn place(&mut self, form: Form, tiles: usize, pairs: usize) -> Matrix {
+        let [q, high, s, supers] = form.bytes(tiles, pairs).map(|bytes| {
+            self.out.weights_bytes += bytes;
+            self.take(bytes)
+        });
+        Matrix { q, high, s, supers, bias: 0 }
+    }
+
+    fn matrix(&mut self, l: &Linear, form: Form) -> Result<Matrix, DeviceError> {
+        let bias = self.maybe_vector(l.bias.as_ref(), l.rows)?;
+        if let Some((matrix, known, _)) = self.by_name.get(&l.weight)
+            && *known == form
+        {
+            return Ok(Matrix { bias, ..*matrix });
+        }
+        // whole thread blocks read their tiles unchecked
+        let (tiles, pairs) = (l.rows.div_ceil(TILE * WIDE_TILES) * WIDE_TILES, l.cols.div_ceil(PAIR));
+        let matrix = self.place(form, tiles, pairs);
+        self.out.jobs.push(PackJob { tensor: l.weight.clone(), form, half: 0, tile0: 0, pairs, matrix });
+        self.by_name.insert(l.weight.clone(), (matrix, form, pairs));
+        Ok(Matrix { bias, ..matrix })
+    }
+
+    fn vector(&mut self, name: &str, n: usize) -> Result<u64, DeviceError> {
+        if let Some(&at) = self.vectors_by_name.get(name) {
+            return Ok(at);
+        }
+        let info = self.tensor(name)?;
+        if info.dims.iter().product::<u64>() != n as u64 {
+            return Err(unsupported(format!("tensor {name} has {:?} values, expected {n}", info.dims)));
+        }
+        let mut bytes = vec![0u8; info.bytes as usize];
+        self.file.read(info, 0..info.bytes, &mut bytes).map_err(|e| DeviceError::File(e.to_string()))?;
+        let mut values = vec![0f32; n];
+        quant::dequantize(info.ty, &bytes, &mut values);
+        let at = self.upload(values.iter().flat_map(|v| v.to_le_bytes()).collect());
+        self.vectors_by_name.insert(name.to_owned(), at);
+        Ok(at)
+    }
+
+    fn maybe_vector(&mut self, name: Option<&String>, n: usize) -> Result<u64, DeviceError> {
+        name.map_or(Ok(0), |name| self.vector(name, n))
+    }
+
+    /// What the next step that touches the residual stream after step `i` wants of it; none if it is a sum.
+    fn next_reader<'p>(&self, plan: &'p Plan, steps: &[&'p Step], i: usize, heads: bool) -> Result<Option<Reader<'p>>, DeviceError> {
+        for step in &steps[i..] {
+            match step {
+                Step::NormQkvRopeCache(s) => return self.reader(&s.norm, &[&s.q, &s.k, &s.v]).map(Some),
+                Step::NormGateUpAct(s) => {
+                    let gate = s.gate.as_ref().unwrap_or(&s.up);
+                    return self.reader(&s.norm, &[gate, &s.up]).map(Some);
+                }
+                Step::Out(_) | Step::Down(_) => return Ok(None),
+                Step::Attend(_) => {}
+            }
+        }
+        if heads { self.reader(&plan.head.norm, &[&plan.head.linear]).map(Some) } else { Ok(None) }
+    }
+
+    fn reader<'p>(&self, norm: &'p Norm, linears: &[&Linear]) -> Result<Reader<'p>, DeviceError> {
+        let mut forms: Vec<Form> = self.forms(linears)?;
+        if let [gate, up] = forms[..]
+            && gate != up
+        {
+            forms = vec![Form::F32];
+        }
+        Ok(Reader { norm, forms: forms.iter().fold(0, |all, f| all | f.input()) })
+    }
+
+    fn steps(&mut self, plan: &Plan, layers: &Range<usize>) -> Result<(), DeviceError> {
+        let heads = layers.end == plan.layers.len();
+        let steps: Vec<&Step> = plan.layers[layers.clone()].iter().flatten().collect();
+        // the norm for which the stream lies prepared, and a sum that waits for a norm of its own
+        let mut prepared: Option<(&Norm, u32)> = None;
+        let mut pending: Option<&Norm> = None;
+        let mut qkv: Option<&NormQkvRopeCache> = None;
+        for (i, step) in steps.iter().enumerate() {
+            match step {
+                Step::NormQkvRopeCache(s) => {
+                    let reader = self.reader(&s.norm, &[&s.q, &s.k, &s.v])?;
+                    self.settle(&mut prepared, &mut pending, Some(reader))?;
+                    self.qkv(s)?;
+                    qkv = Some(s);
+                }
+                Step::Attend(s) => {
+                    let qkv = qkv.ok_or_else(|| unsupported("a layer attends before it has queries"))?;
+                    let out = steps[i..].iter().find_map(|s| if let Step::Out(r) = s { Some(r) } else { None });
+                    let out = out.ok_or_else(|| unsupported("a layer's attention goes nowhere"))?;
+                    let forms = self.forms(&[&out.linear])?[0].input();
+                    self.attend(qkv, s, forms)?;
+                }
+                Step::NormGateUpAct(s) => {
+                    let gate = s.gate.as_ref().unwrap_or(&s.up);
+                    let reader = self.reader(&s.norm, &[gate, &s.up])?;
+                    self.settle(&mut prepared, &mut pending, Some(reader))?;
+                    let down = steps[i..].iter().find_map(|s| if let Step::Down(r) = s { Some(r) } else { None });
+                    let down = down.ok_or_else(|| unsupported("a layer's MLP goes nowhere"))?;
+                    let forms = self.forms(&[&down.linear])?[0].input();
+                    self.gate_up(s, forms)?;
+                }
+                Step::Out(s) | Step::Down(s) => {
+                    if pending.is_some() {
+                        self.settle(&mut prepared, &mut pending, None)?;
+                    }
+                    let next = self.next_reader(plan, &steps, i + 1, heads)?;
+                    let next = next.filter(|r| fusable(r.norm) && s.post_norm.is_none());
+                    prepared = next.as_ref().map(|r| (r.norm, r.forms));
+                    pending = s.post_norm.as_ref();
+                    let attention = matches!(step, Step::Out(_));
+                    self.residual(s, attention, next)?;
+                }
+            }
+        }
+        if heads {
+            let reader = self.reader(&plan.head.norm, &[&plan.head.linear])?;
+            self.settle(&mut prepared, &mut pending, Some(reader))?;
+            self.head(plan)?;
+        } else if pending.is_some() {
+            self.settle(&mut prepared, &mut pending, None)?;
+        }
+        Ok(())
+    }
+
+    /// Adds what is pending and prepares the stream for `reader`, if that isn't so already.
+    fn settle<'p>(
+        &mut self,
+        prepared: &mut Option<(&'p Norm, u32)>,
+        pending: &mut Option<&'p Norm>,
+        reader: Option<Reader<'p>>,
+    ) -> Result<(), DeviceError> {
+        if pending.is_none() && reader.as_ref().is_none_or(|r| prepared.is_some_and(|p| p.0 == r.norm && p.1 & r.forms == r.forms)) {
+            return Ok(());
+        }
+        let hidden = self.out.hidden;
+        let mut args = SettleArgs { x: self.x, y: self.y, next: self.from_hidden, ..SettleArgs::default() };
+        let (mut post, mut norm, mut forms) = ((0, 0.0), (0, 0.0), 0);
+        if let Some(p) = pending {
+            args.post = self.vector(&p.weight, hidden)?;
+            args.post_bias = self.maybe_vector(p.bias.as_ref(), hidden)?;
+            post = (if p.kind == NormKind::Rms { 1 } else { 2 }, p.eps);
+        }
+        if let Some(r) = &reader {
+            args.gain = self.vector(&r.norm.weight, hidden)?;
+            args.bias = self.maybe_vector(r.norm.bias.as_ref(), hidden)?;
+            let kind = match r.norm.kind {
+                NormKind::Rms if fusable(r.norm) => 1,
+                NormKind::Layer => 2,
+                NormKind::Rms => 3,
+            };
+            (norm, forms) = ((kind, r.norm.eps), r.forms);
+        }
+        let body = format!("settle<{hidden}, {}, {}, {forms}>(p, {}, {});", post.0, norm.0, c(post.1), c(norm.1));
+        let kernel = position_or_push(&mut self.out.settles, body);
+        self.out.steps.push(Low::Settle(SettleStep { kernel, args }));
+        *pending = None;
+        *prepared = reader.map(|r| (r.norm, r.forms));
+        Ok(())
+    }
+
+    fn gemm(&mut self, constants: String, split: Split) -> usize {
+        let known = self.out.gemms.iter().position(|g| g.constants == constants && g.split == Some(split));
+        known.unwrap_or_else(|| {
+            self.out.gemms.push(Generated { constants, split: Some(split), tiles: [(0, 0); 2] });
+            self.out.gemms.len() - 1
+        })
+    }
+
+    fn qkv(&mut self, s: &NormQkvRopeCache) -> Result<(), DeviceError> {
+        let linears = [&s.q, &s.k, &s.v];
+        let forms = self.forms(&linears)?;
+        let pairs = s.q.cols.div_ceil(PAIR);
+        let rows = linears.map(|l| l.rows);
+        let split = Split::new(rows.iter().map(|r| r.div_ceil(TILE)).sum(), pairs, 1);
+        let mut args =
+            GemmArgs { input: self.from_hidden, out: self.qkv, ..GemmArgs::default() };
+        for (i, l) in linears.iter().enumerate() {
+            args.matrix[i] = self.matrix(l, forms[i])?;
+        }
+        let stride: usize = rows.iter().sum();
+        let constants = Constants { split, pairs, kind: 0, forms: &forms, rows: &rows, stride, ..Constants::default() }
+            .reading(&s.norm, self.out.hidden)
+            .text();
+        let kernel = self.gemm(constants, split);
+        let units = rows.iter().map(|r| split.units(*r)).fold([0; 2], |a, b| [a[0] + b[0], a[1] + b[1]]);
+        let bytes = self.bytes(&linears);
+        self.out.steps.push(Low::Gemm(GemmStep { kernel, units, args, bytes, name: "norm_qkv_rope_cache" }));
+        Ok(())
+    }
+
+    fn attend(&mut self, qkv: &NormQkvRopeCache, s: &Attend, forms: u32) -> Result<(), DeviceError> {
+        let h = s.heads;
+        if h.head_dim == 0 || !h.head_dim.is_multiple_of(32) || h.head_dim > 256 || h.kv_heads == 0
+            || !h.heads.is_multiple_of(h.kv_heads) || h.heads / h.kv_heads > 64
+        {
+            return Err(unsupported(format!("{h:?}: CUDA computes heads of 32 to 256 values, a multiple of 32")));
+        }
+        for norm in [&qkv.q_norm, &qkv.k_norm].into_iter().flatten() {
+            if !fusable(norm) {
+                return Err(unsupported("CUDA computes head norms by the root mean square, without a bias"));
+            }
+        }
+        let eps = qkv.q_norm.as_ref().or(qkv.k_norm.as_ref()).map_or(0.0, |n| n.eps);
+        let group = h.heads / h.kv_heads;
+        let shared = |mt: usize| {
+            let room = (mt * 16 * (SPAN.max(h.head_dim) + 4) * 4).max(8 * h.head_dim * 4);
+            mt * 16 * ((h.head_dim + 8) * 4 + (SPAN + 8) * 2 + 24) + room + 4 * h.head_dim + 64
+        };
+        let alone = group.div_ceil(16).next_power_of_two();
+        let whole = [4, 2, 1].into_iter().find(|mt| shared(*mt) <= self.shared_limit && mt * 16 >= group);
+        let whole = whole.ok_or_else(|| unsupported(format!("{h:?} needs more shared memory than there is")))?;
+        let angle0 = self.ropes.iter().find(|(r, _)| *r == qkv.rope).map_or(0, |(_, at)| *at);
+        let stride = (h.heads + 2 * h.kv_heads) * h.head_dim;
+        let mut text = String::new();
+        // writing to a string can't fail
+        _ = write!(
+            text,
+            "static constexpr int HD = {}, HEADS = {}, KV_HEADS = {}, STRIDE = {stride}, ROT = {}, ADJACENT = {}, \
+             ANGLES = {}, ANGLE0 = {angle0}, WINDOW = {}, Q_NORM = {}, K_NORM = {}, FORMS = {forms}, NEXT_PAIRS = {};\n\
+             static constexpr float SCALE = {}, CAP = {}, EPS = {};",
+            h.head_dim,
+            h.heads,
+            h.kv_heads,
+            qkv.rope.inv_freq.len(),
+            u8::from(qkv.rope.pairs == RopePairs::Adjacent),
+            self.angles.max(1),
+            s.window.unwrap_or(0),
+            u8::from(qkv.q_norm.is_some()),
+            u8::from(qkv.k_norm.is_some()),
+            (h.heads * h.head_dim).div_ceil(PAIR),
+            c(s.scale),
+            c(s.soft_cap.unwrap_or(0.0)),
+            c(eps),
+        );
+        let tiles = [(alone, shared(alone)), (whole, shared(whole))];
+        let known = self.out.attends.iter().position(|a| a.constants == text);
+        let kernel = known.unwrap_or_else(|| {
+            self.out.attends.push(Generated { constants: text, split: None, tiles });
+            self.out.attends.len() - 1
+        });
+        let half = self.kv.blocks as usize * h.kv_heads * BLOCK_TOKENS * h.head_dim * 2;
+        self.out.cache_bytes += 2 * half;
+        let mut norm = |n: &Option<Norm>| n.as_ref().map_or(Ok(0), |n| self.vector(&n.weight, h.head_dim));
+        let (q_norm, k_norm) = (norm(&qkv.q_norm)?, norm(&qkv.k_norm)?);
+        let cache = CacheArgs {
+            qkv: self.qkv,
+            q_norm,
+            k_norm,
+            angles: self.out.enter.angles,
+            keys: self.take(half),
+            values: self.take(half),
+            ..CacheArgs::default()
+        };
+        let args = AttendArgs {
+            cache,
+            partial: self.partial,
+            arrived: self.arrived_heads,
+            next: self.from_heads,
+            ..AttendArgs::default()
+        };
+        let tile_rows = whole * 16 / group;
+        self.out.steps.push(Low::Attend(AttendStep { kernel, heads: h, args, tile_rows, window: s.window }));
+        Ok(())
+    }
+
+    fn gate_up(&mut self, s: &NormGateUpAct, next: u32) -> Result<(), DeviceError> {
+        let ff = s.up.rows;
+        let pairs = s.up.cols.div_ceil(PAIR);
+        let act = u8::from(s.act == Activation::GeluTanh);
+        let next_pairs = ff.div_ceil(PAIR);
+        let mut args = GemmArgs { input: self.from_hidden, next: self.from_ff, ..GemmArgs::default() };
+        let (kind, form, rows, mt) = if let Some(gate) = &s.gate {
+            let forms = self.forms(&[gate, &s.up])?;
+            let form = if forms[0] == forms[1] { forms[0] } else { Form::F32 };
+            let matrix = self.place(form, (2 * ff).div_ceil(TILE * WIDE_TILES) * WIDE_TILES, pairs);
+            for (half, l) in [(1, gate), (2, &s.up)] {
+                let tensor = l.weight.clone();
+                self.out.jobs.push(PackJob { tensor, form, half, tile0: 0, pairs, matrix });
+            }
+            args.matrix[0] = Matrix { bias: self.maybe_vector(gate.bias.as_ref(), ff)?, ..matrix };
+            args.matrix[1].bias = self.maybe_vector(s.up.bias.as_ref(), ff)?;
+            (2, form, 2 * ff, 4)
+        } else {
+            let form = self.forms(&[&s.up])?[0];
+            args.matrix[0] = self.matrix(&s.up, form)?;
+            (3, form, ff, 2)
+        };
+        let split = Split::new(rows.div_ceil(TILE), pairs, mt);
+        let (forms, all) = ([form], [rows]);
+        let constants =
+            Constants { split, pairs, kind, forms: &forms, rows: &all, act, next, next_pairs, ..Constants::default() };
+        let kernel = self.gemm(constants.reading(&s.norm, self.out.hidden).text(), split);
+        let units = split.units(rows);
+        let bytes = self.bytes(&[&s.up]) + s.gate.as_ref().map_or(0, |g| self.bytes(&[g]));
+        self.out.steps.push(Low::Gemm(GemmStep { kernel, units, args, bytes, name: "norm_gate_up_act" }));
+        Ok(())
+    }
+
+    fn residual(&mut self, s: &Residual, attention: bool, next: Option<Reader<'_>>) -> Result<(), DeviceError> {
+        let l = &s.linear;
+        let form = self.forms(&[l])?[0];
+        let pairs = l.cols.div_ceil(PAIR);
+        let split = Split::new(l.rows.div_ceil(TILE), pairs, 2);
+        let mut args = GemmArgs {
+            input: if attention { self.from_heads } else { self.from_ff },
+            next: self.from_hidden,
+            ..GemmArgs::default()
+        };
+        args.matrix[0] = self.matrix(l, form)?;
+        let rows = [l.rows];
+        let mut constants =
+            Constants { split, pairs, kind: 0, forms: &[form], rows: &rows, stride: l.rows, ..Constants::default() };
+        if s.post_norm.is_some() {
+            args.out = self.y;
+        } else {
+            args.out = self.x;
+            constants.kind = 1;
+            if let Some(r) = &next {
+                args.gain = self.vector(&r.norm.weight, l.rows)?;
+                constants.next = r.forms;
+                constants.next_pairs = l.rows.div_ceil(PAIR);
+            }
+        }
+        let kernel = self.gemm(constants.text(), split);
+        let name = if attention { "out_residual" } else { "down_residual" };
+        let (units, bytes) = (split.units(l.rows), self.bytes(&[l]));
+        self.out.steps.push(Low::Gemm(GemmStep { kernel, units, args, bytes, name }));
+        Ok(())
+    }
+
+    fn head(&mut self, plan: &Plan) -> Result<(), DeviceError> {
+        let l = &plan.head.linear;
+        let form = self.forms(&[l])?[0];
+        let pairs = l.cols.div_ceil(PAIR);
+        let split = Split::new(l.rows.div_ceil(TILE), pairs, 4);
+        let mut args = GemmArgs { input: self.from_hidden, out: self.out.logits, ..GemmArgs::default() };
+        args.matrix[0] = self.matrix(l, form)?;
+        let constants = Constants {
+            split,
+            pairs,
+            kind: 0,
+            forms: &[form],
+            rows: &[l.rows],
+            stride: plan.vocab,
+            map: true,
+            cap: plan.head.soft_cap.unwrap_or(0.0),
+            ..Constants::default()
+        };
+        let kernel = self.gemm(constants.reading(&plan.head.norm, self.out.hidden).text(), split);
+        let units = split.units(l.rows);
+        self.out.head = Some(GemmStep { kernel, units, args, bytes: self.bytes(&[l]), name: "norm_logits_sample" });
+        Ok(())
+    }
+
+    fn enter(&mut self, plan: &Plan) -> Result<(), DeviceError> {
+        let (mut form, mut pairs) = (-1, 0);
+        if self.out.embeds {
+            let (rows, cols) = (plan.vocab, plan.hidden);
+            let table = Linear { weight: plan.embed.table.clone(), bias: None, rows, cols };
+            let f = self.forms(&[&table])?[0];
+            self.out.enter.table = self.matrix(&table, f)?;
+            (form, pairs) = (f as i32, cols.div_ceil(PAIR));
+        }
+        self.out.enter.last = self.out.last;
+        self.out.enter.x = self.x;
+        let angles = self.angles;
+        self.out.enter_body =
+            format!("enter<{form}, {pairs}, {}, {angles}>(p, {});", plan.hidden, c(plan.embed.scale));
+        Ok(())
+    }
+}
+
+fn position_or_push(all: &mut Vec<String>, text: String) -> usize {
+    all.iter().position(|t| *t == text).unwrap_or_else(|| {
+        all.push(text);
+        all.len() - 1
+    })
+}
+
+/// A float as C++ reads it.
+fn c(v: f32) -> String {
+    format!("{v:e}f")
+}
+
+/// The constants of a product's kernels, `G` of `gemm.cu`.
+#[derive(Clone, Copy, Default)]
+struct Constants<'a> {
+    split: Split,
+    pairs: usize,
+    /// `E_RAW` and its like.
+    kind: u32,
+    forms: &'a [Form],
+    rows: &'a [usize],
+    stride: usize,
+    /// Eps and width where the product is divided by the root mean square of the stream.
+    norm: Option<(f32, usize)>,
+    act: u8,
+    map: bool,
+    cap: f32,
+    next: u32,
+    next_pairs: usize,
+}
+
+impl Constants<'_> {
+    fn reading(mut self, norm: &Norm, hidden: usize) -> Self {
+        self.norm = fusable(norm).then_some((norm.eps, hidden));
+        self
+    }
+
+    fn text(&self) -> String {
+        let form = |i: usize| self.forms.get(i).map_or(0, |f| *f as u32);
+        let rows = |i: usize| self.rows.get(i).copied().unwrap_or(0);
+        let (eps, hidden) = self.norm.unwrap_or((0.0, 0));
+        format!(
+            "static constexpr int PAIRS = {}, SEGS = {}, SEG = {}, MT = {}, EPI = {}, COUNT = {}, F0 = {}, F1 = {}, \
+             F2 = {}, ROWS0 = {}, ROWS1 = {}, ROWS2 = {}, STRIDE = {}, NORM = {}, MAP = {}, BLOCKS = {}, ACT = {}, FORMS = {}, \
+             NEXT_PAIRS = {};\nstatic constexpr float EPS = {}, CAP = {};",
+            self.pairs,
+            self.split.segs,
+            self.split.seg,
+            self.split.mt,
+            self.kind,
+            self.forms.len(),
+            form(0),
+            form(1),
+            form(2),
+            rows(0),
+            rows(1),
+            rows(2),
+            self.stride,
+            u8::from(self.norm.is_some()),
+            u8::from(self.map),
+            hidden / 32,
+            self.act,
+            self.next,
+            self.next_pairs,
+            c(eps),
+            c(self.cap),
+        )
+    }
+}

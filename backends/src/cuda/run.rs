@@ -1,0 +1,615 @@
+//! Runs batches: describes them to the GPU, launches the steps, collects what they gave.
+use super::forms::WIDE;
+use super::driver::{Buffer, Gpu, Graph, Pinned, Stream};
+use super::kernels::{Kernels, traced};
+use super::load::{AttendStep, EnterArgs, GemmStep, Low, Lowered, SPAN, SettleArgs, TOGETHER, WIDTHS};
+use crate::program::{
+    Batch, DeviceError, Input, KvLayout, Program, SampleSpec, Segment, Sampled, SegmentOutput, StepOutput, StepTime, Want,
+};
+use crate::sampling::{self, GREEDY_BELOW};
+use std::cell::RefCell;
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+use weir_scheduler::BLOCK_TOKENS;
+
+/// Steps that may be in flight.
+const DEPTH: usize = 4;
+/// Descriptions of steps that may be on their way; one more than [`DEPTH`], for those without a result.
+const RING: usize = DEPTH + 2;
+/// Chunks in which logits are searched, `CHUNKS` of `rows.cu`.
+const CHUNKS: usize = 64;
+/// Words of a `Choice` of `rows.cu`.
+const CHOICE: usize = 7;
+/// Polls after which the GPU is asked whether it is still well.
+const PATIENCE: u32 = 1000;
+
+/// `SampleArgs` of `rows.cu`.
+#[repr(C)]
+#[derive(Clone, Copy, Default)]
+struct SampleArgs {
+    logits: u64,
+    choices: u64,
+    most: u64,
+    best: u64,
+    arrived: u64,
+    last: u64,
+    out: u64,
+    flag: u64,
+    step: u64,
+    rows_done: u64,
+    trace: u64,
+    rows: i32,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, Default)]
+struct FinishArgs {
+    flag: u64,
+    step: u64,
+}
+
+/// Where the parts of a step's description lie, in words. There are two such layouts, one for few rows.
+#[derive(Clone, Copy)]
+struct Layout {
+    rows: usize,
+    choices: usize,
+}
+
+impl Layout {
+    const STEP: usize = 0;
+    fn array(self, i: usize) -> usize {
+        4 + i * self.rows
+    }
+    fn position(self) -> usize {
+        self.array(0)
+    }
+    fn id(self) -> usize {
+        self.array(1)
+    }
+    fn slot(self) -> usize {
+        self.array(2)
+    }
+    fn table(self) -> usize {
+        self.array(3)
+    }
+    /// Rows whose logits are wanted.
+    fn map(self) -> usize {
+        self.array(4)
+    }
+    fn tile_row(self) -> usize {
+        self.array(5)
+    }
+    fn tile_rows(self) -> usize {
+        self.array(6)
+    }
+    fn partial_at(self) -> usize {
+        self.array(7)
+    }
+    fn choice(self) -> usize {
+        self.array(8)
+    }
+    fn blocks(self) -> usize {
+        self.choice() + self.choices * CHOICE
+    }
+}
+
+/// The size of a step, apart from what its description says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct Shape {
+    rows: usize,
+    /// Most spans of a row; 0: whole tiles instead.
+    splits: usize,
+    tiles: usize,
+    sampled: usize,
+}
+
+/// A step on its way.
+struct Flight {
+    number: u32,
+    outputs: Vec<SegmentOutput>,
+    /// For each sampled row, its segment and where its id comes.
+    sampled: Vec<usize>,
+    ring: usize,
+    ready: bool,
+}
+
+/// A compiled range of layers.
+pub struct CudaProgram {
+    // freed in this order
+    graphs: HashMap<Shape, Graph>,
+    kernels: Kernels,
+    low: Lowered,
+    kv: KvLayout,
+    describe: Vec<Pinned>,
+    described: Buffer,
+    /// Ids of sampled rows, one line a step of the ring; the last word counts steps done.
+    results: Pinned,
+    _arena: Buffer,
+    stream: Stream,
+    gpu: Arc<Gpu>,
+    flights: VecDeque<Flight>,
+    number: u32,
+    polls: u32,
+    trace: Trace,
+}
+
+/// Times of launches, by their order in a step.
+struct Trace {
+    /// Four words of eight bytes a launch; none where kernels note no times.
+    times: Option<Buffer>,
+    /// Launches of the last step that was launched or captured.
+    names: RefCell<Vec<(&'static str, u64)>>,
+    sums: Vec<StepTime>,
+}
+
+/// Launches of a step that are traced, at most.
+const TRACED: usize = 4096;
+
+impl Trace {
+    /// Where the next launch notes its times.
+    fn next(&self, name: &'static str, bytes: u64) -> u64 {
+        let Some(times) = &self.times else { return 0 };
+        let mut names = self.names.borrow_mut();
+        names.push((name, bytes));
+        times.at + 32 * (names.len().min(TRACED) - 1) as u64
+    }
+}
+
+impl CudaProgram {
+    pub fn new(
+        gpu: Arc<Gpu>,
+        stream: Stream,
+        arena: Buffer,
+        low: Lowered,
+        kernels: Kernels,
+        kv: KvLayout,
+    ) -> Result<CudaProgram, DeviceError> {
+        let large = layout(kv, kv.rows as usize);
+        let tables = kv.slots as usize * kv.blocks as usize;
+        let words = large.blocks().max(layout(kv, 1).blocks()) + tables;
+        let describe = (0..RING).map(|_| Pinned::zeroed(&gpu, words * 4)).collect::<Result<_, _>>()?;
+        let described = Buffer::zeroed(&gpu, words * 4, &stream)?;
+        let results = Pinned::zeroed(&gpu, (RING * line(kv) + 1) * 4)?;
+        let times = if traced() { Some(Buffer::zeroed(&gpu, TRACED * 32, &stream)?) } else { None };
+        let trace = Trace { times, names: RefCell::default(), sums: Vec::new() };
+        stream.wait()?;
+        Ok(CudaProgram {
+            graphs: HashMap::new(),
+            kernels,
+            low,
+            kv,
+            describe,
+            described,
+            results,
+            _arena: arena,
+            stream,
+            gpu,
+            flights: VecDeque::new(),
+            number: 0,
+            polls: 0,
+            trace,
+        })
+    }
+}
+
+/// Results of a step, at most.
+fn line(kv: KvLayout) -> usize {
+    (kv.slots as usize).max(TOGETHER)
+}
+
+fn layout(kv: KvLayout, rows: usize) -> Layout {
+    let rows = if rows <= TOGETHER { TOGETHER } else { kv.rows as usize };
+    Layout { rows, choices: line(kv) }
+}
+
+impl Drop for CudaProgram {
+    fn drop(&mut self) {
+        // what is in flight uses the memory that is about to go
+        if self.gpu.enter().is_ok() {
+            _ = self.stream.wait();
+        }
+    }
+}
+
+impl Program for CudaProgram {
+    fn submit(&mut self, batch: Batch) -> Result<(), DeviceError> {
+        batch.check(self.kv, self.low.vocab, self.low.hidden, self.low.embeds, self.low.head.is_some())?;
+        self.gpu.enter()?;
+        while self.flights.len() >= RING - 1 {
+            // more than was asked for: make room
+            self.stream.wait()?;
+            let Some(waiting) = self.flights.iter_mut().find(|f| !f.ready) else { break };
+            collect(&self.results, self.kv, waiting);
+            if self.flights.iter().all(|f| f.ready) {
+                break;
+            }
+        }
+        self.start(&batch)
+    }
+
+    fn poll(&mut self) -> Option<Result<StepOutput, DeviceError>> {
+        let flight = self.flights.front_mut()?;
+        if !flight.ready {
+            let done = self.results.word(RING * line(self.kv));
+            if (done.wrapping_sub(flight.number) as i32) < 0 {
+                self.polls += 1;
+                if !self.polls.is_multiple_of(PATIENCE) {
+                    return None;
+                }
+                return self.gpu.enter().and_then(|()| self.stream.done()).err().map(Err);
+            }
+            collect(&self.results, self.kv, flight);
+        }
+        self.polls = 0;
+        let flight = self.flights.pop_front()?;
+        Some(Ok(StepOutput { segments: flight.outputs }))
+    }
+
+    fn depth(&self) -> usize {
+        DEPTH
+    }
+
+    fn profile(&self) -> Vec<StepTime> {
+        self.trace.sums.clone()
+    }
+}
+
+/// Takes the ids of a finished step.
+fn collect(results: &Pinned, kv: KvLayout, flight: &mut Flight) {
+    for (i, segment) in flight.sampled.iter().enumerate() {
+        let id = results.word(flight.ring * line(kv) + i);
+        flight.outputs[*segment] = SegmentOutput::Sampled(Sampled { id, logprobs: None });
+    }
+    flight.ready = true;
+}
+
+/// Whether the GPU samples by this itself.
+fn simple(spec: &SampleSpec) -> bool {
+    let s = &*spec.sampling;
+    let penalties = s.repetition_penalty != 1.0 || s.frequency_penalty != 0.0 || s.presence_penalty != 0.0;
+    let truncated = s.temperature >= GREEDY_BELOW && (s.top_k != 0 || s.top_p < 1.0);
+    s.logit_bias.is_empty()
+        && (spec.counts.is_empty() || !penalties)
+        && spec.mask.is_none()
+        && s.logprobs.is_none()
+        && !truncated
+}
+
+/// Rows of a segment.
+fn rows_of(segment: &Segment, hidden: usize) -> usize {
+    match &segment.input {
+        Input::Ids(ids) => ids.len(),
+        Input::LastSampled => 1,
+        Input::Hidden(x) => x.len() / hidden,
+    }
+}
+
+/// A batch, taken apart.
+struct Prepared {
+    shape: Shape,
+    layout: Layout,
+    /// Segment of each row whose logits are wanted.
+    wanted: Vec<usize>,
+    /// First row of each segment.
+    first: Vec<usize>,
+    on_device: bool,
+    words: usize,
+}
+
+impl CudaProgram {
+    fn start(&mut self, batch: &Batch) -> Result<(), DeviceError> {
+        self.number = self.number.wrapping_add(1);
+        let ring = self.number as usize % RING;
+        let prepared = self.prepare(batch, ring);
+        let hidden = self.low.hidden;
+        // SAFETY: the description has room for all its words; the pinned copy is used again only once the step is done.
+        unsafe { self.stream.upload(self.described.at, self.describe[ring].host, prepared.words * 4)? };
+        for (segment, first) in batch.segments.iter().zip(&prepared.first) {
+            if let Input::Hidden(x) = &segment.input {
+                // SAFETY: rows were checked against the room for them.
+                unsafe {
+                    let to = self.low.enter.x + (first * hidden * 4) as u64;
+                    self.stream.upload(to, x.as_ptr().cast(), size_of_val(&x[..]))?;
+                }
+            }
+        }
+        if let Some(times) = &self.trace.times {
+            // a begin that is later than any, and ends that are earlier
+            self.stream.fill(times, 0)?;
+            let first = |i: usize| times.at + 32 * i as u64;
+            for i in 0..TRACED {
+                // SAFETY: inside the buffer.
+                unsafe { self.stream.set(first(i) + 4, u32::MAX)? };
+            }
+            self.trace.names.borrow_mut().clear();
+        }
+        let shape = prepared.shape;
+        let replayed = shape.splits > 0
+            && self.low.embeds
+            && self.low.head.is_some()
+            && shape.sampled > 0;
+        if replayed {
+            if self.trace.times.is_some() {
+                // captured anew, so that launches have names
+                self.graphs.clear();
+            }
+            if !self.graphs.contains_key(&shape) {
+                let graph = self.stream.capture(|| self.launch(shape, prepared.layout))?;
+                self.graphs.insert(shape, graph);
+            }
+            self.stream.replay(&self.graphs[&shape])?;
+        } else {
+            self.launch(shape, prepared.layout)?;
+        }
+        let mut flight = Flight {
+            number: self.number,
+            outputs: vec![SegmentOutput::Nothing; batch.segments.len()],
+            sampled: Vec::new(),
+            ring,
+            ready: false,
+        };
+        if prepared.on_device {
+            flight.sampled = prepared.wanted;
+        } else if !prepared.wanted.is_empty() {
+            self.sample_here(batch, &prepared, &mut flight)?;
+        }
+        self.hidden_out(batch, &prepared.first, &mut flight)?;
+        self.add_trace()?;
+        self.flights.push_back(flight);
+        Ok(())
+    }
+
+    /// Adds the times of the step just launched.
+    fn add_trace(&mut self) -> Result<(), DeviceError> {
+        let Some(times) = &self.trace.times else { return Ok(()) };
+        let names = self.trace.names.borrow().clone();
+        let mut raw = vec![0f32; names.len().min(TRACED) * 8];
+        self.stream.download(&mut raw, times.at)?;
+        let time = |launch: usize, point: usize| {
+            let word = |i: usize| u64::from(raw[launch * 8 + point * 2 + i].to_bits());
+            word(0) | word(1) << 32
+        };
+        let mut last = 0;
+        for (i, (name, bytes)) in names.iter().enumerate().take(TRACED) {
+            // a launch's share of the step is what it ends later than the one before
+            let (begin, end) = (time(i, 0), time(i, 2));
+            let nanos = end.saturating_sub(if last == 0 { begin } else { last });
+            last = end;
+            match self.trace.sums.iter_mut().find(|s| s.name == *name) {
+                Some(s) => (s.count, s.nanos, s.bytes) = (s.count + 1, s.nanos + nanos, s.bytes + bytes),
+                None => self.trace.sums.push(StepTime { name, count: 1, nanos, bytes: *bytes }),
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes the description of a step.
+    fn prepare(&mut self, batch: &Batch, ring: usize) -> Prepared {
+        let hidden = self.low.hidden;
+        let counts: Vec<usize> = batch.segments.iter().map(|s| rows_of(s, hidden)).collect();
+        let rows: usize = counts.iter().sum();
+        let l = layout(self.kv, rows);
+        let mut first = Vec::with_capacity(counts.len());
+        let mut wanted = Vec::new();
+        let on_device = batch.segments.iter().all(|s| match &s.want {
+            Want::Sample(spec) => simple(spec),
+            Want::Logits(_) => false,
+            Want::Nothing | Want::Hidden => true,
+        });
+        let (mut row, mut tables, mut tiles, mut partials, mut splits) = (0, 0, 0, 0, 1);
+        let tile_rows = self.low.steps.iter().find_map(|s| if let Low::Attend(a) = s { Some(a.tile_rows) } else { None });
+        let tile_rows = tile_rows.unwrap_or(1);
+        let capacity = self.describe[ring].bytes / 4;
+        let w = self.describe[ring].words(capacity);
+        w[Layout::STEP] = self.number;
+        for (i, (s, n)) in batch.segments.iter().zip(&counts).enumerate() {
+            first.push(row);
+            let end = s.start as usize + n;
+            let blocks = &s.blocks[..end.div_ceil(BLOCK_TOKENS)];
+            w[l.blocks() + tables..][..blocks.len()].copy_from_slice(blocks);
+            for j in 0..*n {
+                w[l.position() + row + j] = s.start + j as u32;
+                w[l.id() + row + j] = match &s.input {
+                    Input::Ids(ids) => ids[j],
+                    Input::LastSampled => -1i32 as u32,
+                    Input::Hidden(_) => -2i32 as u32,
+                };
+                w[l.slot() + row + j] = s.slot;
+                w[l.table() + row + j] = tables as u32;
+            }
+            for j in (0..*n).step_by(tile_rows) {
+                w[l.tile_row() + tiles] = (row + j) as u32;
+                w[l.tile_rows() + tiles] = (n - j).min(tile_rows) as u32;
+                tiles += 1;
+            }
+            if row < l.rows {
+                w[l.partial_at() + row] = partials as u32;
+            }
+            let spans = end.div_ceil(SPAN);
+            (partials, splits) = (partials + spans, splits.max(spans));
+            let logits = match &s.want {
+                Want::Sample(_) => 1,
+                Want::Logits(n) => *n as usize,
+                Want::Nothing | Want::Hidden => 0,
+            };
+            for r in row + n - logits..row + n {
+                w[l.map() + wanted.len()] = r as u32;
+                if let Want::Sample(spec) = &s.want
+                    && on_device
+                {
+                    let at = l.choice() + wanted.len() * CHOICE;
+                    w[at..at + CHOICE].copy_from_slice(&choice(spec, s.slot, ring * line(self.kv) + wanted.len()));
+                }
+                wanted.push(i);
+            }
+            row += n;
+            tables += blocks.len();
+        }
+        let apart = rows <= TOGETHER && counts.iter().all(|n| *n == 1) && partials <= self.low.partials;
+        let shape = Shape {
+            rows,
+            splits: if apart { splits.next_power_of_two() } else { 0 },
+            tiles: if apart { 0 } else { tiles },
+            sampled: if on_device { wanted.len() } else { 0 },
+        };
+        Prepared { shape, layout: l, wanted, first, on_device, words: l.blocks() + tables }
+    }
+
+    /// Launches every step but what logits are for.
+    fn launch(&self, shape: Shape, l: Layout) -> Result<(), DeviceError> {
+        let at = |word: usize| self.described.at + 4 * word as u64;
+        let enter = EnterArgs {
+            ids: at(l.id()),
+            slots: at(l.slot()),
+            positions: at(l.position()),
+            trace: self.trace.next("embed", 0),
+            ..self.low.enter
+        };
+        // SAFETY: here and below: arguments are the kernels', and point into the arena and the description.
+        unsafe { self.stream.launch(&self.kernels.enter, [shape.rows, self.low.hidden.div_ceil(256), 1], &enter)? };
+        for step in &self.low.steps {
+            match step {
+                Low::Gemm(s) => self.gemm(s, shape.rows, 0)?,
+                Low::Settle(s) => unsafe {
+                    self.stream.launch(&self.kernels.settles[s.kernel], [shape.rows, 1, 1], &SettleArgs { trace: self.trace.next("settle", 0), ..s.args })?;
+                },
+                Low::Attend(s) => self.attend(s, shape, l)?,
+            }
+        }
+        if shape.sampled > 0 {
+            self.sample(shape, l)
+        } else {
+            let args = FinishArgs { flag: self.flag(), step: at(Layout::STEP) };
+            unsafe { self.stream.launch(&self.kernels.finish, [1, 1, 1], &args) }
+        }
+    }
+
+    fn flag(&self) -> u64 {
+        self.results.at + 4 * (RING * line(self.kv)) as u64
+    }
+
+    /// `map`: where the rows that are the columns are named; 0: all of them.
+    fn gemm(&self, s: &GemmStep, columns: usize, map: u64) -> Result<(), DeviceError> {
+        let width = WIDTHS.iter().position(|nt| nt * 8 >= columns);
+        let mut args = s.args;
+        (args.columns, args.map) = (columns as i32, map);
+        args.trace = self.trace.next(s.name, s.bytes);
+        let (kernel, grid) = match width {
+            Some(width) => (width, [s.units[0], 1, 1]),
+            None => (WIDTHS.len(), [s.units[1], columns.div_ceil(WIDE), 1]),
+        };
+        // SAFETY: as in `launch`.
+        unsafe { self.stream.launch(&self.kernels.gemms[s.kernel][kernel], grid, &args) }
+    }
+
+    fn attend(&self, s: &AttendStep, shape: Shape, l: Layout) -> Result<(), DeviceError> {
+        let at = |word: usize| self.described.at + 4 * word as u64;
+        let mut args = s.args;
+        args.cache.position = at(l.position());
+        args.cache.table = at(l.table());
+        args.cache.blocks = at(l.blocks());
+        args.tile_row = at(l.tile_row());
+        args.tile_rows = at(l.tile_rows());
+        args.partial_at = at(l.partial_at());
+        let [fill, split, whole] = &self.kernels.attends[s.kernel];
+        // SAFETY: as in `launch`.
+        unsafe {
+            args.cache.trace = self.trace.next("attend", 0);
+            if shape.splits > 0 {
+                // a window of w positions touches this many spans at most
+                let most = s.window.map_or(usize::MAX, |w| w.div_ceil(SPAN) + 1);
+                return self.stream.launch(split, [s.heads.kv_heads, shape.splits.min(most), shape.rows], &args);
+            }
+            self.stream.launch(fill, [shape.rows, 1, 1], &args.cache)?;
+            args.cache.trace = self.trace.next("attend", 0);
+            self.stream.launch(whole, [shape.tiles, s.heads.kv_heads, 1], &args)
+        }
+    }
+
+    /// The head, and the choice of an id for each row that wants one.
+    fn sample(&self, shape: Shape, l: Layout) -> Result<(), DeviceError> {
+        let Some(head) = &self.low.head else { return Ok(()) };
+        let at = |word: usize| self.described.at + 4 * word as u64;
+        for from in (0..shape.sampled).step_by(TOGETHER) {
+            let n = (shape.sampled - from).min(TOGETHER);
+            self.gemm(head, n, at(l.map() + from))?;
+            let args = SampleArgs {
+                logits: self.low.logits,
+                choices: at(l.choice() + from * CHOICE),
+                most: self.low.most,
+                best: self.low.best,
+                arrived: self.low.arrived,
+                last: self.low.last,
+                out: self.results.at,
+                flag: self.flag(),
+                step: at(Layout::STEP),
+                rows_done: self.low.rows_done,
+                trace: self.trace.next("sample", 0),
+                rows: shape.sampled as i32,
+            };
+            // SAFETY: as in `launch`.
+            unsafe {
+                self.stream.launch(&self.kernels.most, [CHUNKS, n, 1], &args)?;
+                let args = SampleArgs { trace: self.trace.next("sample", 0), ..args };
+                self.stream.launch(&self.kernels.pick, [CHUNKS, n, 1], &args)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Fetches logits, and chooses by them where the request asks for more than the GPU does.
+    fn sample_here(&mut self, batch: &Batch, prepared: &Prepared, flight: &mut Flight) -> Result<(), DeviceError> {
+        let Some(head) = &self.low.head else { return Ok(()) };
+        let vocab = self.low.vocab;
+        let room = TOGETHER.min(self.kv.rows as usize);
+        for (i, chunk) in prepared.wanted.chunks(room).enumerate() {
+            let map = self.described.at + 4 * (prepared.layout.map() + i * room) as u64;
+            self.gemm(head, chunk.len(), map)?;
+            let mut logits = vec![0f32; chunk.len() * vocab];
+            self.stream.download(&mut logits, self.low.logits)?;
+            for (row, segment) in logits.chunks_exact_mut(vocab).zip(chunk) {
+                let s = &batch.segments[*segment];
+                match &s.want {
+                    Want::Sample(spec) => {
+                        let sampled = sampling::sample(row, spec);
+                        // SAFETY: the slot was checked.
+                        unsafe { self.stream.set(self.low.last + 4 * u64::from(s.slot), sampled.id)? };
+                        flight.outputs[*segment] = SegmentOutput::Sampled(sampled);
+                    }
+                    _ => match &mut flight.outputs[*segment] {
+                        SegmentOutput::Logits(all) => all.extend_from_slice(row),
+                        other => *other = SegmentOutput::Logits(row.to_vec()),
+                    },
+                }
+            }
+        }
+        flight.ready = true;
+        Ok(())
+    }
+
+    fn hidden_out(&self, batch: &Batch, first: &[usize], flight: &mut Flight) -> Result<(), DeviceError> {
+        let hidden = self.low.hidden;
+        for (i, segment) in batch.segments.iter().enumerate().filter(|(_, s)| s.want == Want::Hidden) {
+            let mut out = vec![0f32; rows_of(segment, hidden) * hidden];
+            self.stream.download(&mut out, self.low.enter.x + (first[i] * hidden * 4) as u64)?;
+            flight.outputs[i] = SegmentOutput::Hidden(out);
+        }
+        Ok(())
+    }
+}
+
+/// A `Choice` of `rows.cu`.
+fn choice(spec: &SampleSpec, slot: u32, place: usize) -> [u32; CHOICE] {
+    let s = &*spec.sampling;
+    let inverse = if s.temperature < GREEDY_BELOW { 0.0 } else { 1.0 / s.temperature };
+    let floor = if s.min_p > 0.0 { s.min_p.ln() } else { f32::NEG_INFINITY };
+    [
+        f32::to_bits(inverse),
+        floor.to_bits(),
+        s.seed as u32,
+        (s.seed >> 32) as u32,
+        spec.position,
+        slot,
+        place as u32,
+    ]
+}

@@ -1,0 +1,250 @@
+//! The CUDA device against the reference, and its own promise: the same bits whatever the batch. Needs a GPU, so these
+//! run with `cargo xtask test --gpu cuda`.
+use crate::conformance::{check_halves, check_invariance, check_last_sampled, check_refusals, model, step};
+use crate::family;
+use crate::golden::{self, device::mean_kl};
+use std::sync::Arc;
+use std::time::Instant;
+use weir_backends::cuda::Cuda;
+use weir_backends::gguf::{GgmlType, ModelFile};
+use weir_backends::models;
+use weir_backends::models::random::Random;
+use weir_backends::plan::Heads;
+use weir_backends::program::{
+    Device, Input, KvLayout, Program, SampleSpec, Segment, SegmentOutput, Want,
+};
+use weir_backends::reference::Reference;
+use weir_scheduler::{KvType, Sampling};
+
+fn gpu() -> Cuda {
+    Cuda::all().unwrap().remove(0)
+}
+
+/// Logits of every row of 70 tokens, prefilled at once.
+fn logits(device: &dyn Device, file: &ModelFile) -> Vec<f32> {
+    let plan = models::plan(file).unwrap();
+    let layout = KvLayout { blocks: 4, kv: KvType::F16, slots: 1, rows: 128 };
+    let mut program = device.compile(file, &plan, 0..plan.layers.len(), layout).unwrap();
+    let ids: Vec<u32> = (0..70u32).map(|i| (i * 37 + 11) % plan.vocab as u32).collect();
+    let want = Want::Logits(ids.len() as u32);
+    let segment = Segment { slot: 0, start: 0, input: Input::Ids(ids), blocks: [2, 0, 3].into(), want };
+    match step(&mut *program, vec![segment]).remove(0) {
+        SegmentOutput::Logits(l) => l,
+        other => panic!("{other:?}"),
+    }
+}
+
+/// Root mean square of the difference over that of the reference's logits.
+fn error(a: &[f32], reference: &[f32]) -> f64 {
+    let square = |x: f64| x * x;
+    let difference: f64 = a.iter().zip(reference).map(|(a, b)| square(f64::from(a - b))).sum();
+    (difference / reference.iter().map(|b| square(f64::from(*b))).sum::<f64>()).sqrt()
+}
+
+/// A random model whose matrices have type `ty`, against the reference on the same file.
+fn check_type(device: &Cuda, family: &'static str, ty: GgmlType, tolerance: f64) -> bool {
+    let mut random = Random::tiny(family, 3);
+    random.matrices = ty;
+    if ty.block_values() == 256 {
+        (random.shape.hidden, random.shape.ff) = (256, 512);
+        random.shape.heads = Heads { heads: 4, kv_heads: 2, head_dim: 64 };
+    }
+    let file = random.file();
+    let error = error(&logits(device, &file), &logits(&Reference::default(), &file));
+    eprintln!("{family} {ty:?}: {error:.2e}");
+    error < tolerance
+}
+
+#[test]
+#[cfg_attr(not(feature = "cuda-emulator"), ignore = "needs an NVIDIA GPU")]
+fn every_type_meets_the_reference() {
+    let gpu = gpu();
+    let mut wrong = Vec::new();
+    for ty in GgmlType::KNOWN {
+        let float = matches!(ty, GgmlType::F32 | GgmlType::F16 | GgmlType::BF16);
+        if !check_type(&gpu, "llama", ty, if float { 6e-3 } else { 0.03 }) {
+            wrong.push(ty);
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong:?}");
+}
+
+#[test]
+#[cfg_attr(not(feature = "cuda-emulator"), ignore = "needs an NVIDIA GPU")]
+fn every_family_meets_the_reference() {
+    let gpu = gpu();
+    for family in ["llama", "qwen2", "qwen3", "gemma3"] {
+        assert!(check_type(&gpu, family, GgmlType::Q8_0, 0.03), "{family}");
+        assert!(check_type(&gpu, family, GgmlType::BF16, 1e-2), "{family}");
+    }
+}
+
+#[test]
+#[cfg_attr(not(feature = "cuda-emulator"), ignore = "needs an NVIDIA GPU")]
+fn a_family_of_another_shape_meets_the_reference() {
+    let (file, plan) = family::model();
+    let layout = KvLayout { blocks: 4, kv: KvType::F16, slots: 1, rows: 64 };
+    let run = |device: &dyn Device| {
+        let mut program = device.compile(&file, &plan, 0..plan.layers.len(), layout).unwrap();
+        let ids: Vec<u32> = (0..40u32).map(|i| (i * 37 + 11) % plan.vocab as u32).collect();
+        let want = Want::Logits(40);
+        let segment = Segment { slot: 0, start: 0, input: Input::Ids(ids), blocks: [2, 0].into(), want };
+        match step(&mut *program, vec![segment]).remove(0) {
+            SegmentOutput::Logits(l) => l,
+            other => panic!("{other:?}"),
+        }
+    };
+    let error = error(&run(&gpu()), &run(&Reference::default()));
+    eprintln!("{error:.2e}");
+    assert!(error < 0.03);
+}
+
+#[test]
+#[cfg_attr(not(feature = "cuda-emulator"), ignore = "needs an NVIDIA GPU")]
+fn batches_do_not_show_in_the_bits() {
+    let gpu = gpu();
+    for (seed, family) in ["llama", "qwen2", "qwen3", "gemma3"].into_iter().enumerate() {
+        check_invariance(&gpu, family, seed as u64 + 1);
+    }
+    check_halves(&gpu, "gemma3");
+    check_halves(&gpu, "llama");
+    check_last_sampled(&gpu);
+    check_refusals(&gpu);
+}
+
+fn greedy(position: u32) -> Want {
+    Want::Sample(Box::new(SampleSpec {
+        sampling: Arc::new(Sampling { temperature: 0.0, ..Sampling::default() }),
+        position,
+        counts: Vec::new(),
+        mask: None,
+    }))
+}
+
+fn sampled(output: &SegmentOutput) -> u32 {
+    match output {
+        SegmentOutput::Sampled(s) => s.id,
+        other => panic!("{other:?}"),
+    }
+}
+
+/// Replays `tokens` in `program` from position 0 and returns the logits of every row.
+fn prefill(program: &mut dyn Program, tokens: &[u32], chunk: usize, blocks: &Arc<[u32]>) -> Vec<u32> {
+    let mut all = Vec::new();
+    for (i, ids) in tokens.chunks(chunk).enumerate() {
+        let segment = Segment {
+            slot: 0,
+            start: (i * chunk) as u32,
+            input: Input::Ids(ids.to_vec()),
+            blocks: blocks.clone(),
+            want: Want::Logits(ids.len() as u32),
+        };
+        match step(program, vec![segment]).remove(0) {
+            SegmentOutput::Logits(l) => all.extend(l.iter().map(|v| v.to_bits())),
+            other => panic!("{other:?}"),
+        }
+    }
+    all
+}
+
+/// Long sequences, whose attention is split over thread blocks when they are decoded and isn't when they are prefilled.
+#[test]
+#[cfg_attr(not(feature = "cuda-emulator"), ignore = "needs an NVIDIA GPU")]
+fn long_sequences_have_the_same_bits_alone_together_and_at_once() {
+    let gpu = gpu();
+    for family in ["llama", "gemma3"] {
+        let (file, plan) = model(family, 21);
+        let layout = KvLayout { blocks: 48, kv: KvType::F16, slots: 3, rows: 512 };
+        let mut program = gpu.compile(&file, &plan, 0..plan.layers.len(), layout).unwrap();
+        let tables: [Arc<[u32]>; 3] = [(0..14).collect(), (14..28).rev().collect(), (28..42).collect()];
+        let prompts = [300, 130, 5].map(|n| (0..n as u32).map(|i| (i * 31 + n as u32) % 320).collect::<Vec<_>>());
+        // alone, then three together: the same tokens
+        let mut texts = [Vec::new(), Vec::new(), Vec::new()];
+        for together in [false, true] {
+            let mut found = prompts.clone();
+            let groups: Vec<Vec<usize>> = if together { vec![vec![0, 1, 2]] } else { vec![vec![0], vec![1], vec![2]] };
+            for group in groups {
+                for &s in &group {
+                    let n = prompts[s].len() as u32;
+                    let segment = Segment {
+                        slot: s as u32,
+                        start: 0,
+                        input: Input::Ids(prompts[s].clone()),
+                        blocks: tables[s].clone(),
+                        want: greedy(n),
+                    };
+                    found[s].push(sampled(&step(&mut *program, vec![segment])[0]));
+                }
+                for _ in 0..100 {
+                    let segments = group.iter().map(|&s| Segment {
+                        slot: s as u32,
+                        start: found[s].len() as u32 - 1,
+                        input: Input::LastSampled,
+                        blocks: tables[s].clone(),
+                        want: greedy(found[s].len() as u32),
+                    });
+                    let outputs = step(&mut *program, segments.collect());
+                    for (&s, output) in group.iter().zip(&outputs) {
+                        found[s].push(sampled(output));
+                    }
+                }
+            }
+            if together {
+                assert!(texts == found, "{family}: other tokens in company");
+            }
+            texts = found;
+        }
+        // the whole text at once, cut in two ways, and a token at a time
+        let text = &texts[0][..400];
+        let whole = prefill(&mut *program, text, 512, &tables[0]);
+        assert!(whole == prefill(&mut *program, text, 77, &tables[1]), "{family}: other bits in pieces");
+        assert!(whole == prefill(&mut *program, text, 1, &tables[2]), "{family}: other bits one by one");
+        let best = |row: &[u32]| {
+            let value = |i: &usize| f32::from_bits(row[*i]);
+            (0..row.len()).max_by(|a, b| value(a).total_cmp(&value(b)).then(b.cmp(a))).unwrap() as u32
+        };
+        for (i, row) in whole.chunks(plan.vocab).enumerate().skip(299) {
+            assert_eq!(best(row), texts[0][i + 1], "{family}: position {i}");
+        }
+    }
+}
+
+/// Random choices are those of the rule.
+#[test]
+#[cfg_attr(not(feature = "cuda-emulator"), ignore = "needs an NVIDIA GPU")]
+fn random_choices_are_those_of_the_rule() {
+    let (file, plan) = model("llama", 8);
+    let layout = KvLayout { blocks: 4, kv: KvType::F16, slots: 1, rows: 64 };
+    let mut program = gpu().compile(&file, &plan, 0..plan.layers.len(), layout).unwrap();
+    let ids: Vec<u32> = (0..20).collect();
+    let mut run = |want| {
+        let segment = Segment { slot: 0, start: 0, input: Input::Ids(ids.clone()), blocks: [1].into(), want };
+        step(&mut *program, vec![segment]).remove(0)
+    };
+    let SegmentOutput::Logits(row) = run(Want::Logits(1)) else { panic!("no logits") };
+    for seed in 0..200u64 {
+        let sampling = Sampling {
+            temperature: [1.0, 0.3, 2.0][seed as usize % 3],
+            min_p: if seed % 2 == 0 { 0.0 } else { 0.05 },
+            top_k: if seed % 5 == 0 { 7 } else { 0 },
+            seed: seed * 0x9e37_79b9_7f4a,
+            ..Sampling::default()
+        };
+        let spec = SampleSpec { sampling: Arc::new(sampling), position: 20, counts: Vec::new(), mask: None };
+        let expected = weir_backends::sampling::sample(&mut row.clone(), &spec).id;
+        assert_eq!(sampled(&run(Want::Sample(Box::new(spec)))), expected, "seed {seed}");
+    }
+}
+
+#[test]
+#[cfg_attr(not(feature = "cuda-emulator"), ignore = "needs an NVIDIA GPU")]
+fn golden_logits() {
+    for model in ["smollm2", "gemma3", "qwen2"] {
+        let peer = golden::read(model).peer_kl;
+        let start = Instant::now();
+        if let Some(kl) = mean_kl(&gpu(), model, 128) {
+            eprintln!("{model}: mean KL {kl:.3e}, llama.cpp {peer:.3e}, in {:.1?}", start.elapsed());
+            assert!(kl <= 1.25 * peer, "{model}: mean KL {kl:e}, llama.cpp's own is {peer:e}");
+        }
+    }
+}

@@ -1,0 +1,251 @@
+//! `gpu [MODEL...]`: what a GPU makes of models of the usual shapes with random weights, or of a file.
+//!
+//! MODEL is `0.6b-q8_0`, `1b-q4_k_m`, `1b-q8_0`, `1b-bf16`, `8b-q4_k_m`, `8b-q8_0`, or a path to a .gguf. The roofline
+//! beside each figure is `weight_bytes / (0.92 * bandwidth)`, with the bandwidth measured in this run.
+use anyhow::{Context as _, Result, bail};
+use std::collections::HashMap;
+use std::fs::File;
+use std::io::BufWriter;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Instant;
+use weir_backends::cuda::Cuda;
+use weir_backends::gguf::{GgmlType, ModelFile};
+use weir_backends::models::random::Random;
+use weir_backends::models::{self, Shape};
+use weir_backends::plan::{Heads, Plan, Step};
+use weir_backends::program::{
+    Batch, Device, Input, KvLayout, Program, SampleSpec, Segment, StepOutput, StepTime, Want,
+};
+use weir_scheduler::{BLOCK_TOKENS, KvType, Sampling};
+
+const REPEATS: usize = 5;
+
+fn main() -> Result<()> {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let gpu = Cuda::all().map_err(anyhow::Error::msg)?.into_iter().next().context("no GPU")?;
+    let bandwidth = gpu.copy_bytes_per_s()?;
+    println!("{}; copies at {:.0} GB/s", gpu.describe().description, bandwidth / 1e9);
+    println!("medians of {REPEATS}\n{:<12} {:<14} {:>10} {:>8} {:>9}", "model", "workload", "tok/s", "share", "roofline");
+    for name in &arguments {
+        if let Err(error) = run(&gpu, bandwidth, name) {
+            println!("{name}: {error:#}");
+        }
+    }
+    Ok(())
+}
+
+/// Architecture, layers, hidden, ff, heads, kv heads, head size, vocabulary, tied.
+fn shape(name: &str) -> Option<(&'static str, Shape, bool)> {
+    let make = |layers, hidden, ff, heads, kv_heads, head_dim, vocab| Shape {
+        layers,
+        hidden,
+        ff,
+        vocab,
+        context: 131_072,
+        heads: Heads { heads, kv_heads, head_dim },
+        eps: 1e-5,
+    };
+    Some(match name {
+        "0.6b" => ("qwen3", make(28, 1024, 3072, 16, 8, 128, 151_936), true),
+        "1b" => ("llama", make(16, 2048, 8192, 32, 8, 64, 128_256), true),
+        "8b" => ("llama", make(32, 4096, 14336, 32, 8, 128, 128_256), false),
+        _ => return None,
+    })
+}
+
+/// The model's file, made if its name is a shape's.
+fn model(name: &str) -> Result<ModelFile> {
+    let Some(((architecture, shape, tied), kind)) =
+        name.split_once('-').and_then(|(size, kind)| Some((shape(size)?, kind)))
+    else {
+        return Ok(ModelFile::open(Path::new(name))?);
+    };
+    let (matrices, better, embedding) = match kind {
+        "q4_k_m" => (GgmlType::Q4_K, Some(GgmlType::Q6_K), GgmlType::Q6_K),
+        "q8_0" => (GgmlType::Q8_0, None, GgmlType::Q8_0),
+        "bf16" => (GgmlType::BF16, None, GgmlType::BF16),
+        _ => bail!("{kind} is none of q4_k_m, q8_0, bf16"),
+    };
+    let random = Random { architecture, shape, matrices, better, embedding, tied, seed: 1 };
+    let shm = PathBuf::from("/dev/shm");
+    let folder = if shm.is_dir() { shm } else { std::env::temp_dir() };
+    let path = folder.join(format!("weir-{name}-{}.gguf", std::process::id()));
+    // a small tensor of the same kind, again and again: speed doesn't depend on the values
+    let mut pools: HashMap<(String, u64), Vec<u8>> = HashMap::new();
+    let mut out = BufWriter::with_capacity(1 << 20, File::create(&path)?);
+    let written = random.writer().write(&mut out, |tensor| {
+        let kind = (format!("{:?}{}", tensor.ty, tensor.name.ends_with("norm.weight")), tensor.dims[0]);
+        let pool = pools.entry(kind).or_insert_with(|| {
+            let mut small = tensor.clone();
+            if let [cols, rows] = tensor.dims[..] {
+                small.dims = vec![cols, rows.min(256)];
+                small.bytes = tensor.bytes / rows * rows.min(256);
+            }
+            random.weights(&small)
+        });
+        let mut bytes = Vec::with_capacity(tensor.bytes as usize);
+        while bytes.len() < tensor.bytes as usize {
+            bytes.extend_from_slice(&pool[..pool.len().min(tensor.bytes as usize - bytes.len())]);
+        }
+        bytes
+    });
+    drop(out);
+    let file = written.map_err(anyhow::Error::from).and_then(|()| Ok(ModelFile::open(&path)?));
+    // the mapping or handle stays
+    std::fs::remove_file(&path)?;
+    file
+}
+
+/// Bytes of weights that one token reads.
+fn weight_bytes(file: &ModelFile, plan: &Plan) -> u64 {
+    let mut names = vec![&plan.head.linear.weight];
+    for step in plan.layers.iter().flatten() {
+        match step {
+            Step::NormQkvRopeCache(s) => names.extend([&s.q.weight, &s.k.weight, &s.v.weight]),
+            Step::NormGateUpAct(s) => names.extend(s.gate.iter().chain([&s.up]).map(|l| &l.weight)),
+            Step::Out(s) | Step::Down(s) => names.push(&s.linear.weight),
+            Step::Attend(_) => {}
+        }
+    }
+    names.iter().filter_map(|name| file.tensor(name)).map(|t| t.bytes).sum()
+}
+
+struct Bench {
+    program: Box<dyn Program>,
+    /// Of the profile, up to the last report.
+    reported: Vec<StepTime>,
+    vocab: u32,
+    /// KV blocks of a sequence.
+    blocks: u32,
+}
+
+impl Bench {
+    /// Time in each kind of fused step since the last report, where WEIR_CUDA_TRACE has it measured.
+    fn report(&mut self) {
+        for now in self.program.profile() {
+            let before = self.reported.iter().find(|s| s.name == now.name);
+            let (count, nanos, bytes) = before.map_or((0, 0, 0), |s| (s.count, s.nanos, s.bytes));
+            let (count, nanos, bytes) = (now.count - count, now.nanos - nanos, now.bytes - bytes);
+            if count > 0 {
+                let each = nanos as f64 / 1e3 / count as f64;
+                let rate = bytes as f64 / nanos as f64;
+                println!("    {:<22} {count:>7} x {each:>8.2} us {rate:>7.0} GB/s", now.name);
+            }
+        }
+        self.reported = self.program.profile();
+    }
+
+    fn segment(&self, slot: u32, start: u32, input: Input, rows: u32) -> Segment {
+        let blocks: Arc<[u32]> = (slot * self.blocks..(slot + 1) * self.blocks).collect();
+        let sampling = Arc::new(Sampling { temperature: 0.0, ..Sampling::default() });
+        let spec = SampleSpec { sampling, position: start + rows, counts: Vec::new(), mask: None };
+        Segment { slot, start, input, blocks, want: Want::Sample(Box::new(spec)) }
+    }
+
+    fn prompt(&self, slot: u32, start: u32, n: u32) -> Segment {
+        let ids = (start..start + n).map(|i| (i.wrapping_mul(7919) + 31 * slot + 1000) % self.vocab).collect();
+        self.segment(slot, start, Input::Ids(ids), n)
+    }
+
+    fn wait(&mut self) -> Result<StepOutput> {
+        loop {
+            if let Some(output) = self.program.poll() {
+                return Ok(output?);
+            }
+            std::hint::spin_loop();
+        }
+    }
+
+    fn step(&mut self, segments: Vec<Segment>) -> Result<()> {
+        self.program.submit(Batch { segments })?;
+        self.wait().map(drop)
+    }
+
+    /// Fills `slot` up to `n` positions, in pieces of 512.
+    fn fill(&mut self, slot: u32, n: u32) -> Result<f64> {
+        let began = Instant::now();
+        for from in (0..n).step_by(512) {
+            let piece = self.prompt(slot, from, (n - from).min(512));
+            self.step(vec![piece])?;
+        }
+        Ok(f64::from(n) / began.elapsed().as_secs_f64())
+    }
+
+    /// Tokens a second of `streams` sequences from position `at` on.
+    fn decode(&mut self, streams: u32, at: u32, n: u32) -> Result<f64> {
+        let depth = self.program.depth().max(1);
+        let mut began = Instant::now();
+        let mut flying = 0;
+        for i in 0..n + 8 {
+            if i == 8 {
+                // graphs are made, clocks are up
+                while flying > 0 {
+                    self.wait()?;
+                    flying -= 1;
+                }
+                began = Instant::now();
+            }
+            let segments = (0..streams).map(|slot| self.segment(slot, at + i, Input::LastSampled, 1)).collect();
+            self.program.submit(Batch { segments })?;
+            flying += 1;
+            if flying >= depth {
+                self.wait()?;
+                flying -= 1;
+            }
+        }
+        while flying > 0 {
+            self.wait()?;
+            flying -= 1;
+        }
+        Ok(f64::from(streams * n) / began.elapsed().as_secs_f64())
+    }
+}
+
+fn median(mut run: impl FnMut() -> Result<f64>) -> Result<f64> {
+    let mut all = (0..REPEATS).map(|_| run()).collect::<Result<Vec<f64>>>()?;
+    all.sort_by(f64::total_cmp);
+    Ok(all[REPEATS / 2])
+}
+
+fn run(gpu: &Cuda, bandwidth: f64, name: &str) -> Result<()> {
+    let file = model(name)?;
+    let plan = models::plan(&file)?;
+    let bytes = weight_bytes(&file, &plan) as f64;
+    let began = Instant::now();
+    let small = std::env::var_os("WEIR_BENCH_SMALL").is_some();
+    let (slots, context) = if small { (8, 1024) } else { (128, 4096 + 256) };
+    let blocks = 1 + context / BLOCK_TOKENS as u32;
+    let own = 16u32.max(1024 / BLOCK_TOKENS as u32);
+    let total = (slots * own).max(blocks) + blocks;
+    let layout = KvLayout { blocks: total, kv: KvType::F16, slots, rows: 512 };
+    let program = gpu.compile(&file, &plan, 0..plan.layers.len(), layout)?;
+    let label = name.rsplit('/').next().unwrap_or(name);
+    println!("{label:<12} loaded in {:.2?}, {:.2} GB a token", began.elapsed(), bytes / 1e9);
+    let mut bench = Bench { program, reported: Vec::new(), vocab: (plan.vocab as u32).min(30_000), blocks: own };
+    let line = |workload: &str, rate: f64, streams: u32| {
+        let steps = rate / f64::from(streams);
+        let share = 100.0 * steps * bytes / bandwidth;
+        let roofline = f64::from(streams) * 0.92 * bandwidth / bytes;
+        println!("{label:<12} {workload:<14} {rate:>10.1} {share:>7.1}% {roofline:>9.0}");
+    };
+    bench.fill(0, 16)?;
+    bench.report();
+    line("decode", median(|| bench.decode(1, 16, 128))?, 1);
+    bench.report();
+    println!("{label:<12} prefill 512    {:>10.1}", median(|| bench.fill(0, 512))?);
+    bench.report();
+    let batches: &[u32] = if small { &[4, 8] } else { &[4, 8, 32, 128] };
+    for &streams in batches {
+        for slot in 0..streams {
+            bench.fill(slot, 16)?;
+        }
+        line(&format!("batch {streams}"), median(|| bench.decode(streams, 16, 64))?, streams);
+    }
+    if !small {
+        bench.blocks = blocks;
+        println!("{label:<12} prefill 4096   {:>10.1}", bench.fill(0, 4096)?);
+        line("decode at 4k", median(|| bench.decode(1, 4096, 64))?, 1);
+    }
+    Ok(())
+}
