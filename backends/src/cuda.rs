@@ -4,6 +4,8 @@
 //! Activations are quantised by the step that produces them, and the root of a norm, a factor of whole rows, is applied
 //! to the product; so a step needs nothing of the one before it but its output, and loads its first weights before that
 //! is there. One kind of kernel serves one column and many: a token's bits don't depend on the batch.
+mod args;
+mod constants;
 #[cfg_attr(feature = "cuda-emulator", path = "cuda/emulated.rs")]
 mod driver;
 mod forms;
@@ -15,6 +17,7 @@ use crate::gguf::{GgmlType, ModelFile};
 use crate::plan::Plan;
 use crate::program::{Device, DeviceError, DeviceInfo, KvLayout, Program};
 use crate::quant;
+use args::PackArgs;
 use driver::{Buffer, Compiler, Gpu, Kernel, Pinned, Stream};
 use forms::Form;
 use load::{Lowered, PackJob};
@@ -89,7 +92,10 @@ impl Device for Cuda {
         let (major, minor) = (gpu.capability / 10, gpu.capability % 10);
         DeviceInfo {
             name: format!("cuda:{}", gpu.index),
-            description: format!("{}, {} multiprocessors, compute capability {major}.{minor}", gpu.name, gpu.processors),
+            description: format!(
+                "{}, {} multiprocessors, compute capability {major}.{minor}",
+                gpu.name, gpu.processors
+            ),
             numerics: format!("cuda-1-sm{}", gpu.capability),
             memory_free: gpu.memory().map_or(0, |(free, _)| free.saturating_sub(SPARE)),
         }
@@ -120,24 +126,6 @@ impl Device for Cuda {
         upload(model, gpu, &stream, &low, &pack)?;
         Ok(Box::new(run::CudaProgram::new(gpu.clone(), stream, arena, low, kernels, kv)?))
     }
-}
-
-/// `PackArgs` of `pack.cu`.
-#[repr(C)]
-#[derive(Clone, Copy, Default)]
-struct PackArgs {
-    raw: u64,
-    row0: i32,
-    rows: i32,
-    cols: i32,
-    ty: i32,
-    half: i32,
-    tile0: i32,
-    pairs: i32,
-    q: u64,
-    high: u64,
-    s: u64,
-    supers: u64,
 }
 
 /// Reads every matrix through a ring of pinned chunks and has the GPU pack it. The file is never in memory as a whole.
@@ -173,7 +161,13 @@ struct Ring {
 
 impl Ring {
     /// One tensor, some rows at a time.
-    fn send(&mut self, file: &ModelFile, stream: &Stream, job: &PackJob, kernel: &Kernel) -> Result<(), DeviceError> {
+    fn send(
+        &mut self,
+        file: &ModelFile,
+        stream: &Stream,
+        job: &PackJob,
+        kernel: &Kernel,
+    ) -> Result<(), DeviceError> {
         let missing = || DeviceError::Unsupported(format!("the file has no tensor {}", job.tensor));
         let info = file.tensor(&job.tensor).ok_or_else(missing)?;
         let [cols, rows] = info.dims[..] else { return Err(missing()) };

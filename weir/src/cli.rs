@@ -15,6 +15,7 @@ mod session;
 mod speaker;
 
 use crate::config::Config;
+use crate::driver::DeviceChoice;
 use anyhow::Context;
 use clap::{Parser, Subcommand};
 use std::io;
@@ -33,6 +34,9 @@ struct Arguments {
     /// Read this file instead of ./weir.toml or the user's own
     #[arg(long, global = true, value_name = "FILE", help_heading = "Global options")]
     config: Option<PathBuf>,
+    /// What computes: auto, cpu, cuda, cuda:1, wgpu [default: auto, an NVIDIA GPU if there is one]
+    #[arg(long, global = true, value_name = "DEVICE", help_heading = "Global options")]
+    device: Option<DeviceChoice>,
     /// Log more to stderr (-v: what happens, -vv: why)
     #[arg(short, long, global = true, action = clap::ArgAction::Count, help_heading = "Global options")]
     verbose: u8,
@@ -93,7 +97,8 @@ pub fn main() -> ExitCode {
 }
 
 fn run(arguments: Arguments) -> anyhow::Result<()> {
-    let config = Config::load(arguments.config.as_deref())?;
+    let mut config = Config::load(arguments.config.as_deref())?;
+    config.device = arguments.device.unwrap_or(config.device);
     start_logging(&config, arguments.verbose)?;
     match arguments.command {
         Command::Chat(command) => command.run(&config),

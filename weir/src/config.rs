@@ -1,4 +1,5 @@
 //! Configuration in layers: defaults, `weir.toml`, `WEIR_*` environment, flags. The only place that reads the environment.
+use crate::driver::DeviceChoice;
 use figment::Figment;
 use figment::providers::{Env, Format, Serialized, Toml};
 use serde::{Deserialize, Serialize};
@@ -24,6 +25,8 @@ pub struct Config {
     pub url: Option<String>,
     /// The key for it.
     pub key: Option<String>,
+    /// What computes: `auto` (an NVIDIA GPU if one can be used, else the processor), `cpu`, `cuda`, `cuda:1`, `wgpu`.
+    pub device: DeviceChoice,
     /// Threads that compute; one a physical core where none.
     pub threads: Option<usize>,
     /// Longest sequence in tokens.
@@ -61,6 +64,7 @@ impl Default for Config {
             allowed_origins: Vec::new(),
             url: None,
             key: None,
+            device: DeviceChoice::Auto,
             threads: None,
             context: None,
             kv: Kv::F16,
@@ -112,6 +116,7 @@ impl Config {
             "allowed_origins",
             "url",
             "key",
+            "device",
             "threads",
             "context",
             "kv",

@@ -18,7 +18,9 @@ use conductor::Command;
 pub use news::{News, NodeInfo};
 pub use port::Port;
 use shelf::Shelf;
-pub use start::{DeviceOptions, DriverConfig, DriverError, ModelSource, ModelSpec, load_all, worker};
+pub use start::{
+    DeviceChoice, DeviceOptions, DriverConfig, DriverError, ModelSource, ModelSpec, load_all, worker,
+};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::{mpsc, oneshot, watch};

@@ -15,7 +15,9 @@ const HELP: &str = "\
 cargo xtask test [--full]         format, lints, docs, licences, tests, SDK tests, 60 s of fuzzing
                                   --full: golden logits on every instruction set and on the reference device, for all models
 cargo xtask bench cpu [FLAGS]     side by side with llama.cpp on the same files and threads; FLAGS: see --help
+cargo xtask test --gpu cuda       the device's tests on this machine's NVIDIA GPU
 cargo xtask test --gpu wgpu       the device's tests on this machine's fastest GPU (WEIR_TEST_GPU: part of another's name)
+cargo xtask bench cuda [MODEL...] decoding, batches and prefilling of the usual shapes, or of a .gguf
 cargo xtask bench wgpu [FLAGS]    decoding and prefilling on a GPU, beside its bandwidth; FLAGS: see --help
 cargo xtask golden                makes the golden logits again (needs cmake and libclang, as `bench cpu` does)
 cargo xtask fuzz [SECONDS]        fuzzes the reader of model files";
@@ -37,7 +39,8 @@ fn dispatch(arguments: &[String]) -> Result<()> {
         ["test"] => test::run(test::Scope::Default),
         ["test", "--full"] => test::run(test::Scope::Full),
         ["test", "--gpu", device] => test::run_gpu(device),
-        ["bench", "wgpu", rest @ ..] => peers::bench_wgpu(rest),
+        ["bench", "cuda", rest @ ..] => peers::bench_gpu("cuda", rest),
+        ["bench", "wgpu", rest @ ..] => peers::bench_gpu("wgpu", rest),
         ["bench", "cpu", rest @ ..] => peers::bench_cpu(rest),
         ["golden"] => peers::golden(),
         ["fuzz"] => fuzz::run(60),

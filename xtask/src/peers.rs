@@ -15,12 +15,12 @@ pub fn bench_cpu(flags: &[&str]) -> Result<()> {
     check(program(bin).arg("cpu").args(flags).env("WEIR_TEST_MODELS", models))
 }
 
-/// Builds the bench of GPUs, which needs no peer, and runs it with `flags`.
-pub fn bench_wgpu(flags: &[&str]) -> Result<()> {
-    check(&mut cargo(&["build", "--release", "--package", "weir-benches", "--bin", "wgpu"]))?;
+/// Builds a bench of GPUs, which needs no peer, and runs it with `flags`.
+pub fn bench_gpu(device: &str, flags: &[&str]) -> Result<()> {
+    check(&mut cargo(&["build", "--release", "--package", "weir-benches", "--bin", device]))?;
     let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from);
     let models = models::folder()?;
-    check(program(target.join("release/wgpu")).args(flags).env("WEIR_TEST_MODELS", models))
+    check(program(target.join("release").join(device)).args(flags).env("WEIR_TEST_MODELS", models))
 }
 
 /// Makes the golden logits again.

@@ -1,5 +1,5 @@
 //! The gates: everything that a change has to pass.
-use crate::run::{cargo, check, watch, works};
+use crate::run::{cargo, check, program, watch, works};
 use crate::{deny, fuzz, models};
 use anyhow::{Result, bail};
 use std::time::Instant;
@@ -38,6 +38,7 @@ pub fn run(scope: Scope) -> Result<()> {
     })?;
     let mut tally = Tally::default();
     step("tests", || tests(scope, &mut tally))?;
+    step("emulated GPU", || emulated(&mut tally))?;
     step("fuzz", || fuzz::run(FUZZ_SECONDS))?;
     let Tally { passed, failed, ignored } = tally;
     println!("\nall gates passed in {} s", began.elapsed().as_secs());
@@ -53,31 +54,50 @@ fn step(name: &str, work: impl FnOnce() -> Result<()>) -> Result<()> {
     Ok(())
 }
 
-/// The tools that the gates need and can't set up by themselves.
+/// The tools that the gates need: a program that shows that one is there, and how to get it.
 fn tools() -> Result<()> {
     let needed: [(&str, &[&str], &str); 6] = [
         ("rustfmt", &["--version"], "rustup component add rustfmt"),
         ("cargo-clippy", &["--version"], "rustup component add clippy"),
-        (
-            "python3",
-            &["-c", "import venv, ensurepip, pip"],
-            "apt-get install -y python3 python3-pip python3-venv",
-        ),
-        ("node", &["--version"], "apt-get install -y nodejs"),
-        ("npm", &["--version"], "apt-get install -y npm"),
-        ("c++", &["--version"], "apt-get install -y g++"),
+        ("python3", &["-c", "import venv, ensurepip, pip"], "python3 python3-pip python3-venv"),
+        ("node", &["--version"], "nodejs"),
+        ("npm", &["--version"], "npm"),
+        ("c++", &["--version"], "g++"),
     ];
-    let mut missing: Vec<_> = needed.iter().filter(|(tool, arguments, _)| !works(tool, arguments)).collect();
+    let mut missing: Vec<_> = needed
+        .iter()
+        .filter(|(tool, arguments, _)| !works(tool, arguments))
+        .map(|(tool, _, how)| (*tool, *how))
+        .collect();
     // The GPU's tests run on a program that imitates one. Other systems have an adapter by themselves.
-    let lavapipe = ("lavapipe", &[][..], "apt-get install -y mesa-vulkan-drivers");
     if cfg!(target_os = "linux") && !has_lavapipe() {
-        missing.push(&lavapipe);
+        missing.push(("lavapipe", "mesa-vulkan-drivers libvulkan1"));
+    }
+    let packages: Vec<&str> = missing
+        .iter()
+        .filter(|(_, how)| !how.starts_with("rustup"))
+        .flat_map(|(_, how)| how.split(' '))
+        .collect();
+    if !packages.is_empty() && is_root() && works("apt-get", &["--version"]) {
+        println!("installing {}", packages.join(" "));
+        _ = check(program("apt-get").args(["update", "-qq"]));
+        let install = ["install", "-y", "-qq", "--no-install-recommends"];
+        check(program("apt-get").args(install).args(&packages).env("DEBIAN_FRONTEND", "noninteractive"))?;
+        missing.retain(|(_, how)| how.starts_with("rustup"));
     }
     if missing.is_empty() {
         return Ok(());
     }
-    let lines: Vec<String> = missing.iter().map(|(tool, _, how)| format!("  {tool}: {how}")).collect();
+    let line = |(tool, how): &(&str, &str)| match how.starts_with("rustup") {
+        true => format!("  {tool}: {how}"),
+        false => format!("  {tool}: apt-get install -y {how}"),
+    };
+    let lines: Vec<String> = missing.iter().map(line).collect();
     bail!("these tools are missing; install them with\n{}", lines.join("\n"))
+}
+
+fn is_root() -> bool {
+    std::process::Command::new("id").arg("-u").output().is_ok_and(|id| id.stdout.trim_ascii() == b"0")
 }
 
 fn has_lavapipe() -> bool {
@@ -112,6 +132,21 @@ fn tests(scope: Scope, tally: &mut Tally) -> Result<()> {
         command.env("WEIR_TEST_FULL", "1");
     }
     let ok = watch(&mut command, |line| tally.count(line))?;
+    if !ok {
+        bail!("{} tests failed, {} passed", tally.failed, tally.passed);
+    }
+    Ok(())
+}
+
+/// The CUDA device's tests on its emulator: the kernels themselves, built by the C++ compiler.
+fn emulated(tally: &mut Tally) -> Result<()> {
+    if !cfg!(all(target_os = "linux", target_arch = "x86_64")) {
+        println!("SKIPPED: kernels are emulated on x86-64 Linux alone");
+        return Ok(());
+    }
+    let mut command =
+        cargo(&["test", "--package", "weir-backends", "--features", "cuda-emulator", "--test", "all"]);
+    let ok = watch(command.args(["--", "cuda::"]), |line| tally.count(line))?;
     if !ok {
         bail!("{} tests failed, {} passed", tally.failed, tally.passed);
     }

@@ -66,7 +66,8 @@ impl Gpu {
             check("cuDeviceGetName", sys::cuDeviceGetName(name.as_mut_ptr(), 127, ordinal))?;
             let attribute = |a| {
                 let mut v = 0;
-                check("cuDeviceGetAttribute", sys::cuDeviceGetAttribute(&mut v, a, ordinal)).map(|()| v as u32)
+                check("cuDeviceGetAttribute", sys::cuDeviceGetAttribute(&mut v, a, ordinal))
+                    .map(|()| v as u32)
             };
             use sys::CUdevice_attribute as A;
             let capability = attribute(A::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)? * 10
@@ -268,10 +269,7 @@ impl Stream {
     }
 
     /// Everything that `record` launches, as a graph.
-    pub fn capture(
-        &self,
-        record: impl FnOnce() -> Result<(), DeviceError>,
-    ) -> Result<Graph, DeviceError> {
+    pub fn capture(&self, record: impl FnOnce() -> Result<(), DeviceError>) -> Result<Graph, DeviceError> {
         // SAFETY: begin and end are paired on this stream, out-pointers are to locals.
         unsafe {
             let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
@@ -299,7 +297,12 @@ impl Stream {
     ///
     /// # Safety
     /// `args` is what the kernel takes, and what it points to is there until it is done.
-    pub unsafe fn launch<T: Copy>(&self, kernel: &Kernel, grid: [usize; 3], args: &T) -> Result<(), DeviceError> {
+    pub unsafe fn launch<T: Copy>(
+        &self,
+        kernel: &Kernel,
+        grid: [usize; 3],
+        args: &T,
+    ) -> Result<(), DeviceError> {
         if grid.contains(&0) {
             return Ok(());
         }
@@ -321,7 +324,8 @@ impl Stream {
                 numAttrs: u32::from(kernel.early),
             };
             let mut params = [std::ptr::from_ref(args).cast_mut().cast::<c_void>()];
-            let launched = sys::cuLaunchKernelEx(&config, kernel.raw, params.as_mut_ptr(), std::ptr::null_mut());
+            let launched =
+                sys::cuLaunchKernelEx(&config, kernel.raw, params.as_mut_ptr(), std::ptr::null_mut());
             check(&kernel.name, launched)
         }
     }
@@ -362,6 +366,8 @@ pub struct Module {
 
 // SAFETY: modules are the context's; the driver locks.
 unsafe impl Send for Module {}
+// SAFETY: as above.
+unsafe impl Sync for Module {}
 
 impl Module {
     pub fn load(gpu: &Arc<Gpu>, cubin: &[u8]) -> Result<Arc<Module>, DeviceError> {
@@ -444,7 +450,8 @@ impl Compiler {
     /// # Errors
     /// What to install.
     pub fn find() -> Result<Compiler, String> {
-        let names = ["libnvrtc.so", "libnvrtc.so.13", "libnvrtc.so.12", "nvrtc64_130_0.dll", "nvrtc64_120_0.dll"];
+        let names =
+            ["libnvrtc.so", "libnvrtc.so.13", "libnvrtc.so.12", "nvrtc64_130_0.dll", "nvrtc64_120_0.dll"];
         let mut folders = vec![PathBuf::new()];
         for variable in ["CUDA_HOME", "CUDA_PATH"] {
             if let Some(root) = std::env::var_os(variable).map(PathBuf::from) {
@@ -483,10 +490,12 @@ impl Compiler {
         let log: Fill = self.symbol("nvrtcGetProgramLog\0")?;
         let size: Size = self.symbol("nvrtcGetCUBINSize\0")?;
         let fill: Fill = self.symbol("nvrtcGetCUBIN\0")?;
-        let destroy: unsafe extern "C" fn(*mut NvrtcProgram) -> c_int = self.symbol("nvrtcDestroyProgram\0")?;
+        let destroy: unsafe extern "C" fn(*mut NvrtcProgram) -> c_int =
+            self.symbol("nvrtcDestroyProgram\0")?;
         let source = CString::new(source).map_err(|e| e.to_string())?;
-        let options = [format!("--gpu-architecture=sm_{capability}"), "--fmad=false".into(), "--std=c++17".into()]
-            .map(|o| CString::new(o).unwrap_or_default());
+        let options =
+            [format!("--gpu-architecture=sm_{capability}"), "--fmad=false".into(), "--std=c++17".into()]
+                .map(|o| CString::new(o).unwrap_or_default());
         let pointers = options.each_ref().map(|o| o.as_ptr());
         let mut program = std::ptr::null_mut();
         // SAFETY: strings outlive the calls, buffers are as long as the library said.

@@ -183,12 +183,18 @@ impl Stream {
         self.wait()
     }
 
-    pub unsafe fn launch<T: Copy>(&self, kernel: &Kernel, grid: [usize; 3], args: &T) -> Result<(), DeviceError> {
+    pub unsafe fn launch<T: Copy>(
+        &self,
+        kernel: &Kernel,
+        grid: [usize; 3],
+        args: &T,
+    ) -> Result<(), DeviceError> {
         if grid.contains(&0) {
             return Ok(());
         }
         // SAFETY: plain memory of that size.
-        let bytes = unsafe { std::slice::from_raw_parts(std::ptr::from_ref(args).cast::<u8>(), size_of::<T>()) };
+        let bytes =
+            unsafe { std::slice::from_raw_parts(std::ptr::from_ref(args).cast::<u8>(), size_of::<T>()) };
         let call = Call {
             begin: kernel.begin,
             end: kernel.end,
@@ -211,7 +217,14 @@ impl Stream {
         }
         // SAFETY: the symbol has this type; arguments are as the kernel takes them, which it checks by size.
         let launch = unsafe {
-            (c.begin)(c.grid.as_ptr(), c.threads as i32, c.shared, c.args.as_ptr().cast(), c.args.len(), c.early)
+            (c.begin)(
+                c.grid.as_ptr(),
+                c.threads as i32,
+                c.shared,
+                c.args.as_ptr().cast(),
+                c.args.len(),
+                c.early,
+            )
         };
         // the one ahead ends now, after this one has begun
         self.wait()?;
@@ -242,7 +255,13 @@ impl Module {
         Ok(Arc::new(Module { library: library? }))
     }
 
-    pub fn kernel(self: &Arc<Module>, name: &str, threads: usize, shared: usize, early: bool) -> Result<Kernel, DeviceError> {
+    pub fn kernel(
+        self: &Arc<Module>,
+        name: &str,
+        threads: usize,
+        shared: usize,
+        early: bool,
+    ) -> Result<Kernel, DeviceError> {
         // SAFETY: every kernel has these two functions.
         unsafe {
             let begin = self.library.get::<Begin>(format!("{name}_begin\0").as_bytes()).map_err(lost)?;
@@ -272,7 +291,10 @@ impl Compiler {
         let found = Command::new("c++").arg("--version").output();
         match found {
             Ok(output) if output.status.success() => Ok(Compiler { version: (0, 2) }),
-            _ => Err("the emulator needs a C++ compiler: `apt-get install -y g++`, or your system's like of it".into()),
+            _ => Err(
+                "the emulator needs a C++ compiler: `apt-get install -y g++`, or your system's like of it"
+                    .into(),
+            ),
         }
     }
 
@@ -283,7 +305,16 @@ impl Compiler {
         let (from, to) = (base.with_extension("cpp"), base.with_extension("so"));
         std::fs::write(&from, source).map_err(|e| e.to_string())?;
         let output = Command::new("c++")
-            .args(["-std=c++20", "-O1", "-w", "-fPIC", "-shared", "-ffp-contract=off", "-fno-strict-aliasing", "-mf16c"])
+            .args([
+                "-std=c++20",
+                "-O1",
+                "-w",
+                "-fPIC",
+                "-shared",
+                "-ffp-contract=off",
+                "-fno-strict-aliasing",
+                "-mf16c",
+            ])
             .arg(format!("-D__CUDA_ARCH__={}", capability * 10))
             .arg(&from)
             .arg("-o")

@@ -64,8 +64,20 @@ fn attend_source(low: &Lowered) -> String {
         _ = writeln!(s, "struct A{i} {{ {} }};", a.constants);
         let [(alone, _), (whole, _)] = a.tiles;
         kernel(&mut s, (256, 1), &format!("fill{i}"), "CacheArgs", &format!("fill_cache<A{i}>(p);"));
-        kernel(&mut s, (256, 1), &format!("split{i}"), "AttendArgs", &format!("attend_split<A{i}, {alone}>(p);"));
-        kernel(&mut s, (256, 1), &format!("tile{i}"), "AttendArgs", &format!("attend_tile<A{i}, {whole}>(p);"));
+        kernel(
+            &mut s,
+            (256, 1),
+            &format!("split{i}"),
+            "AttendArgs",
+            &format!("attend_split<A{i}, {alone}>(p);"),
+        );
+        kernel(
+            &mut s,
+            (256, 1),
+            &format!("tile{i}"),
+            "AttendArgs",
+            &format!("attend_tile<A{i}, {whole}>(p);"),
+        );
     }
     s
 }
@@ -89,10 +101,7 @@ fn pack_source(forms: &[Form]) -> String {
     let mut s = format!("{COMMON}{GEMM}{PACK}");
     for form in forms {
         let f = *form as u32;
-        _ = writeln!(
-            s,
-            "KERNEL(pack{f}, 256, 1, PackArgs, pack<{f}>(p);)"
-        );
+        _ = writeln!(s, "KERNEL(pack{f}, 256, 1, PackArgs, pack<{f}>(p);)");
     }
     s
 }
@@ -191,7 +200,9 @@ impl Kernels {
         let mut gemms = Vec::new();
         for (i, g) in low.gemms.iter().enumerate() {
             let Some(split) = g.split else { continue };
-            let of = |module: &Arc<Module>, nt| module.kernel(&format!("g{i}"), split.threads(), split.shared(nt), true);
+            let of = |module: &Arc<Module>, nt| {
+                module.kernel(&format!("g{i}"), split.threads(), split.shared(nt), true)
+            };
             let many = wide.kernel(&format!("g{i}"), WIDE_TILES * 32, WIDE_SHARED, true)?;
             gemms.push([of(n1, 1)?, of(n2, 2)?, of(n4, 4)?, many]);
         }

@@ -1,4 +1,6 @@
 //! From a [`Plan`] to kernels, arguments and places in GPU memory.
+use super::args::{Acts, AttendArgs, CacheArgs, EnterArgs, GemmArgs, Matrix, SettleArgs};
+use super::constants::{Constants, c, fusable};
 use super::forms::{Form, PAIR, Split, TILE, WIDE_TILES};
 use crate::gguf::{GgmlType, ModelFile, TensorInfo};
 use crate::plan::{
@@ -18,101 +20,6 @@ pub const TOGETHER: usize = 64;
 pub const SPAN: usize = 128;
 /// Eights of columns that a kernel for few columns takes; one kernel each.
 pub const WIDTHS: [usize; 3] = [1, 2, 4];
-
-/// `Matrix` of `gemm.cu`.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Matrix {
-    pub q: u64,
-    pub high: u64,
-    pub s: u64,
-    pub supers: u64,
-    pub bias: u64,
-}
-
-/// `Acts` of `common.cu`.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Acts {
-    pub q: u64,
-    pub d: u64,
-    pub h: u64,
-    pub hd: u64,
-    pub squares: u64,
-}
-
-/// `GemmArgs` of `gemm.cu`.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Default)]
-pub struct GemmArgs {
-    pub matrix: [Matrix; 3],
-    pub input: Acts,
-    pub map: u64,
-    pub columns: i32,
-    pub out: u64,
-    pub gain: u64,
-    pub next: Acts,
-    pub trace: u64,
-}
-
-/// `CacheArgs` of `attend.cu`.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Default)]
-pub struct CacheArgs {
-    pub qkv: u64,
-    pub q_norm: u64,
-    pub k_norm: u64,
-    pub angles: u64,
-    pub keys: u64,
-    pub values: u64,
-    pub position: u64,
-    pub table: u64,
-    pub blocks: u64,
-    pub trace: u64,
-}
-
-/// `AttendArgs` of `attend.cu`.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Default)]
-pub struct AttendArgs {
-    pub cache: CacheArgs,
-    pub tile_row: u64,
-    pub tile_rows: u64,
-    pub partial: u64,
-    pub partial_at: u64,
-    pub arrived: u64,
-    pub next: Acts,
-}
-
-/// `SettleArgs` of `rows.cu`.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Default)]
-pub struct SettleArgs {
-    pub x: u64,
-    pub y: u64,
-    pub post: u64,
-    pub post_bias: u64,
-    pub gain: u64,
-    pub bias: u64,
-    pub next: Acts,
-    pub trace: u64,
-}
-
-/// `EnterArgs` of `rows.cu`.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Default)]
-pub struct EnterArgs {
-    pub table: Matrix,
-    pub ids: u64,
-    pub slots: u64,
-    pub last: u64,
-    pub positions: u64,
-    pub x: u64,
-    pub angles: u64,
-    pub frequencies: u64,
-    pub magnitudes: u64,
-    pub trace: u64,
-}
 
 /// A product: its kernels by number, and all arguments but columns and map.
 pub struct GemmStep {
@@ -196,11 +103,6 @@ pub struct Lowered {
 
 fn unsupported(what: impl Into<String>) -> DeviceError {
     DeviceError::Unsupported(what.into())
-}
-
-/// Where there is no norm between a residual sum and the next step that a product could carry.
-fn fusable(norm: &Norm) -> bool {
-    norm.kind == NormKind::Rms && norm.bias.is_none()
 }
 
 /// A step that reads the residual stream, as the ones before it see it.
@@ -476,7 +378,13 @@ impl Lowering<'_> {
     }
 
     /// What the next step that touches the residual stream after step `i` wants of it; none if it is a sum.
-    fn next_reader<'p>(&self, plan: &'p Plan, steps: &[&'p Step], i: usize, heads: bool) -> Result<Option<Reader<'p>>, DeviceError> {
+    fn next_reader<'p>(
+        &self,
+        plan: &'p Plan,
+        steps: &[&'p Step],
+        i: usize,
+        heads: bool,
+    ) -> Result<Option<Reader<'p>>, DeviceError> {
         for step in &steps[i..] {
             match step {
                 Step::NormQkvRopeCache(s) => return self.reader(&s.norm, &[&s.q, &s.k, &s.v]).map(Some),
@@ -518,7 +426,8 @@ impl Lowering<'_> {
                 }
                 Step::Attend(s) => {
                     let qkv = qkv.ok_or_else(|| unsupported("a layer attends before it has queries"))?;
-                    let out = steps[i..].iter().find_map(|s| if let Step::Out(r) = s { Some(r) } else { None });
+                    let out =
+                        steps[i..].iter().find_map(|s| if let Step::Out(r) = s { Some(r) } else { None });
                     let out = out.ok_or_else(|| unsupported("a layer's attention goes nowhere"))?;
                     let forms = self.forms(&[&out.linear])?[0].input();
                     self.attend(qkv, s, forms)?;
@@ -527,7 +436,8 @@ impl Lowering<'_> {
                     let gate = s.gate.as_ref().unwrap_or(&s.up);
                     let reader = self.reader(&s.norm, &[gate, &s.up])?;
                     self.settle(&mut prepared, &mut pending, Some(reader))?;
-                    let down = steps[i..].iter().find_map(|s| if let Step::Down(r) = s { Some(r) } else { None });
+                    let down =
+                        steps[i..].iter().find_map(|s| if let Step::Down(r) = s { Some(r) } else { None });
                     let down = down.ok_or_else(|| unsupported("a layer's MLP goes nowhere"))?;
                     let forms = self.forms(&[&down.linear])?[0].input();
                     self.gate_up(s, forms)?;
@@ -562,7 +472,11 @@ impl Lowering<'_> {
         pending: &mut Option<&'p Norm>,
         reader: Option<Reader<'p>>,
     ) -> Result<(), DeviceError> {
-        if pending.is_none() && reader.as_ref().is_none_or(|r| prepared.is_some_and(|p| p.0 == r.norm && p.1 & r.forms == r.forms)) {
+        if pending.is_none()
+            && reader
+                .as_ref()
+                .is_none_or(|r| prepared.is_some_and(|p| p.0 == r.norm && p.1 & r.forms == r.forms))
+        {
             return Ok(());
         }
         let hidden = self.out.hidden;
@@ -583,7 +497,8 @@ impl Lowering<'_> {
             };
             (norm, forms) = ((kind, r.norm.eps), r.forms);
         }
-        let body = format!("settle<{hidden}, {}, {}, {forms}>(p, {}, {});", post.0, norm.0, c(post.1), c(norm.1));
+        let body =
+            format!("settle<{hidden}, {}, {}, {forms}>(p, {}, {});", post.0, norm.0, c(post.1), c(norm.1));
         let kernel = position_or_push(&mut self.out.settles, body);
         self.out.steps.push(Low::Settle(SettleStep { kernel, args }));
         *pending = None;
@@ -605,15 +520,15 @@ impl Lowering<'_> {
         let pairs = s.q.cols.div_ceil(PAIR);
         let rows = linears.map(|l| l.rows);
         let split = Split::new(rows.iter().map(|r| r.div_ceil(TILE)).sum(), pairs, 1);
-        let mut args =
-            GemmArgs { input: self.from_hidden, out: self.qkv, ..GemmArgs::default() };
+        let mut args = GemmArgs { input: self.from_hidden, out: self.qkv, ..GemmArgs::default() };
         for (i, l) in linears.iter().enumerate() {
             args.matrix[i] = self.matrix(l, forms[i])?;
         }
         let stride: usize = rows.iter().sum();
-        let constants = Constants { split, pairs, kind: 0, forms: &forms, rows: &rows, stride, ..Constants::default() }
-            .reading(&s.norm, self.out.hidden)
-            .text();
+        let constants =
+            Constants { split, pairs, kind: 0, forms: &forms, rows: &rows, stride, ..Constants::default() }
+                .reading(&s.norm, self.out.hidden)
+                .text();
         let kernel = self.gemm(constants, split);
         let units = rows.iter().map(|r| split.units(*r)).fold([0; 2], |a, b| [a[0] + b[0], a[1] + b[1]]);
         let bytes = self.bytes(&linears);
@@ -623,10 +538,16 @@ impl Lowering<'_> {
 
     fn attend(&mut self, qkv: &NormQkvRopeCache, s: &Attend, forms: u32) -> Result<(), DeviceError> {
         let h = s.heads;
-        if h.head_dim == 0 || !h.head_dim.is_multiple_of(32) || h.head_dim > 256 || h.kv_heads == 0
-            || !h.heads.is_multiple_of(h.kv_heads) || h.heads / h.kv_heads > 64
+        if h.head_dim == 0
+            || !h.head_dim.is_multiple_of(32)
+            || h.head_dim > 256
+            || h.kv_heads == 0
+            || !h.heads.is_multiple_of(h.kv_heads)
+            || h.heads / h.kv_heads > 64
         {
-            return Err(unsupported(format!("{h:?}: CUDA computes heads of 32 to 256 values, a multiple of 32")));
+            return Err(unsupported(format!(
+                "{h:?}: CUDA computes heads of 32 to 256 values, a multiple of 32"
+            )));
         }
         for norm in [&qkv.q_norm, &qkv.k_norm].into_iter().flatten() {
             if !fusable(norm) {
@@ -641,7 +562,8 @@ impl Lowering<'_> {
         };
         let alone = group.div_ceil(16).next_power_of_two();
         let whole = [4, 2, 1].into_iter().find(|mt| shared(*mt) <= self.shared_limit && mt * 16 >= group);
-        let whole = whole.ok_or_else(|| unsupported(format!("{h:?} needs more shared memory than there is")))?;
+        let whole =
+            whole.ok_or_else(|| unsupported(format!("{h:?} needs more shared memory than there is")))?;
         let angle0 = self.ropes.iter().find(|(r, _)| *r == qkv.rope).map_or(0, |(_, at)| *at);
         let stride = (h.heads + 2 * h.kv_heads) * h.head_dim;
         let mut text = String::new();
@@ -720,8 +642,17 @@ impl Lowering<'_> {
         };
         let split = Split::new(rows.div_ceil(TILE), pairs, mt);
         let (forms, all) = ([form], [rows]);
-        let constants =
-            Constants { split, pairs, kind, forms: &forms, rows: &all, act, next, next_pairs, ..Constants::default() };
+        let constants = Constants {
+            split,
+            pairs,
+            kind,
+            forms: &forms,
+            rows: &all,
+            act,
+            next,
+            next_pairs,
+            ..Constants::default()
+        };
         let kernel = self.gemm(constants.reading(&s.norm, self.out.hidden).text(), split);
         let units = split.units(rows);
         let bytes = self.bytes(&[&s.up]) + s.gate.as_ref().map_or(0, |g| self.bytes(&[g]));
@@ -729,7 +660,12 @@ impl Lowering<'_> {
         Ok(())
     }
 
-    fn residual(&mut self, s: &Residual, attention: bool, next: Option<Reader<'_>>) -> Result<(), DeviceError> {
+    fn residual(
+        &mut self,
+        s: &Residual,
+        attention: bool,
+        next: Option<Reader<'_>>,
+    ) -> Result<(), DeviceError> {
         let l = &s.linear;
         let form = self.forms(&[l])?[0];
         let pairs = l.cols.div_ceil(PAIR);
@@ -741,8 +677,15 @@ impl Lowering<'_> {
         };
         args.matrix[0] = self.matrix(l, form)?;
         let rows = [l.rows];
-        let mut constants =
-            Constants { split, pairs, kind: 0, forms: &[form], rows: &rows, stride: l.rows, ..Constants::default() };
+        let mut constants = Constants {
+            split,
+            pairs,
+            kind: 0,
+            forms: &[form],
+            rows: &rows,
+            stride: l.rows,
+            ..Constants::default()
+        };
         if s.post_norm.is_some() {
             args.out = self.y;
         } else {
@@ -781,7 +724,8 @@ impl Lowering<'_> {
         };
         let kernel = self.gemm(constants.reading(&plan.head.norm, self.out.hidden).text(), split);
         let units = split.units(l.rows);
-        self.out.head = Some(GemmStep { kernel, units, args, bytes: self.bytes(&[l]), name: "norm_logits_sample" });
+        self.out.head =
+            Some(GemmStep { kernel, units, args, bytes: self.bytes(&[l]), name: "norm_logits_sample" });
         Ok(())
     }
 
@@ -808,67 +752,4 @@ fn position_or_push(all: &mut Vec<String>, text: String) -> usize {
         all.push(text);
         all.len() - 1
     })
-}
-
-/// A float as C++ reads it.
-fn c(v: f32) -> String {
-    format!("{v:e}f")
-}
-
-/// The constants of a product's kernels, `G` of `gemm.cu`.
-#[derive(Clone, Copy, Default)]
-struct Constants<'a> {
-    split: Split,
-    pairs: usize,
-    /// `E_RAW` and its like.
-    kind: u32,
-    forms: &'a [Form],
-    rows: &'a [usize],
-    stride: usize,
-    /// Eps and width where the product is divided by the root mean square of the stream.
-    norm: Option<(f32, usize)>,
-    act: u8,
-    map: bool,
-    cap: f32,
-    next: u32,
-    next_pairs: usize,
-}
-
-impl Constants<'_> {
-    fn reading(mut self, norm: &Norm, hidden: usize) -> Self {
-        self.norm = fusable(norm).then_some((norm.eps, hidden));
-        self
-    }
-
-    fn text(&self) -> String {
-        let form = |i: usize| self.forms.get(i).map_or(0, |f| *f as u32);
-        let rows = |i: usize| self.rows.get(i).copied().unwrap_or(0);
-        let (eps, hidden) = self.norm.unwrap_or((0.0, 0));
-        format!(
-            "static constexpr int PAIRS = {}, SEGS = {}, SEG = {}, MT = {}, EPI = {}, COUNT = {}, F0 = {}, F1 = {}, \
-             F2 = {}, ROWS0 = {}, ROWS1 = {}, ROWS2 = {}, STRIDE = {}, NORM = {}, MAP = {}, BLOCKS = {}, ACT = {}, FORMS = {}, \
-             NEXT_PAIRS = {};\nstatic constexpr float EPS = {}, CAP = {};",
-            self.pairs,
-            self.split.segs,
-            self.split.seg,
-            self.split.mt,
-            self.kind,
-            self.forms.len(),
-            form(0),
-            form(1),
-            form(2),
-            rows(0),
-            rows(1),
-            rows(2),
-            self.stride,
-            u8::from(self.norm.is_some()),
-            u8::from(self.map),
-            hidden / 32,
-            self.act,
-            self.next,
-            self.next_pairs,
-            c(eps),
-            c(self.cap),
-        )
-    }
 }

@@ -1,10 +1,12 @@
 //! Runs batches: describes them to the GPU, launches the steps, collects what they gave.
-use super::forms::WIDE;
+use super::args::{EnterArgs, FinishArgs, SampleArgs, SettleArgs};
 use super::driver::{Buffer, Gpu, Graph, Pinned, Stream};
+use super::forms::WIDE;
 use super::kernels::{Kernels, traced};
-use super::load::{AttendStep, EnterArgs, GemmStep, Low, Lowered, SPAN, SettleArgs, TOGETHER, WIDTHS};
+use super::load::{AttendStep, GemmStep, Low, Lowered, SPAN, TOGETHER, WIDTHS};
 use crate::program::{
-    Batch, DeviceError, Input, KvLayout, Program, SampleSpec, Segment, Sampled, SegmentOutput, StepOutput, StepTime, Want,
+    Batch, DeviceError, Input, KvLayout, Program, SampleSpec, Sampled, Segment, SegmentOutput, StepOutput,
+    StepTime, Want,
 };
 use crate::sampling::{self, GREEDY_BELOW};
 use std::cell::RefCell;
@@ -22,31 +24,6 @@ const CHUNKS: usize = 64;
 const CHOICE: usize = 7;
 /// Polls after which the GPU is asked whether it is still well.
 const PATIENCE: u32 = 1000;
-
-/// `SampleArgs` of `rows.cu`.
-#[repr(C)]
-#[derive(Clone, Copy, Default)]
-struct SampleArgs {
-    logits: u64,
-    choices: u64,
-    most: u64,
-    best: u64,
-    arrived: u64,
-    last: u64,
-    out: u64,
-    flag: u64,
-    step: u64,
-    rows_done: u64,
-    trace: u64,
-    rows: i32,
-}
-
-#[repr(C)]
-#[derive(Clone, Copy, Default)]
-struct FinishArgs {
-    flag: u64,
-    step: u64,
-}
 
 /// Where the parts of a step's description lie, in words. There are two such layouts, one for few rows.
 #[derive(Clone, Copy)]
@@ -324,10 +301,7 @@ impl CudaProgram {
             self.trace.names.borrow_mut().clear();
         }
         let shape = prepared.shape;
-        let replayed = shape.splits > 0
-            && self.low.embeds
-            && self.low.head.is_some()
-            && shape.sampled > 0;
+        let replayed = shape.splits > 0 && self.low.embeds && self.low.head.is_some() && shape.sampled > 0;
         if replayed {
             if self.trace.times.is_some() {
                 // captured anew, so that launches have names
@@ -397,7 +371,8 @@ impl CudaProgram {
             Want::Nothing | Want::Hidden => true,
         });
         let (mut row, mut tables, mut tiles, mut partials, mut splits) = (0, 0, 0, 0, 1);
-        let tile_rows = self.low.steps.iter().find_map(|s| if let Low::Attend(a) = s { Some(a.tile_rows) } else { None });
+        let tile_rows =
+            self.low.steps.iter().find_map(|s| if let Low::Attend(a) = s { Some(a.tile_rows) } else { None });
         let tile_rows = tile_rows.unwrap_or(1);
         let capacity = self.describe[ring].bytes / 4;
         let w = self.describe[ring].words(capacity);
@@ -438,7 +413,11 @@ impl CudaProgram {
                     && on_device
                 {
                     let at = l.choice() + wanted.len() * CHOICE;
-                    w[at..at + CHOICE].copy_from_slice(&choice(spec, s.slot, ring * line(self.kv) + wanted.len()));
+                    w[at..at + CHOICE].copy_from_slice(&choice(
+                        spec,
+                        s.slot,
+                        ring * line(self.kv) + wanted.len(),
+                    ));
                 }
                 wanted.push(i);
             }
@@ -466,12 +445,18 @@ impl CudaProgram {
             ..self.low.enter
         };
         // SAFETY: here and below: arguments are the kernels', and point into the arena and the description.
-        unsafe { self.stream.launch(&self.kernels.enter, [shape.rows, self.low.hidden.div_ceil(256), 1], &enter)? };
+        unsafe {
+            self.stream.launch(&self.kernels.enter, [shape.rows, self.low.hidden.div_ceil(256), 1], &enter)?
+        };
         for step in &self.low.steps {
             match step {
                 Low::Gemm(s) => self.gemm(s, shape.rows, 0)?,
                 Low::Settle(s) => unsafe {
-                    self.stream.launch(&self.kernels.settles[s.kernel], [shape.rows, 1, 1], &SettleArgs { trace: self.trace.next("settle", 0), ..s.args })?;
+                    self.stream.launch(
+                        &self.kernels.settles[s.kernel],
+                        [shape.rows, 1, 1],
+                        &SettleArgs { trace: self.trace.next("settle", 0), ..s.args },
+                    )?;
                 },
                 Low::Attend(s) => self.attend(s, shape, l)?,
             }
@@ -518,7 +503,11 @@ impl CudaProgram {
             if shape.splits > 0 {
                 // a window of w positions touches this many spans at most
                 let most = s.window.map_or(usize::MAX, |w| w.div_ceil(SPAN) + 1);
-                return self.stream.launch(split, [s.heads.kv_heads, shape.splits.min(most), shape.rows], &args);
+                return self.stream.launch(
+                    split,
+                    [s.heads.kv_heads, shape.splits.min(most), shape.rows],
+                    &args,
+                );
             }
             self.stream.launch(fill, [shape.rows, 1, 1], &args.cache)?;
             args.cache.trace = self.trace.next("attend", 0);
@@ -558,7 +547,12 @@ impl CudaProgram {
     }
 
     /// Fetches logits, and chooses by them where the request asks for more than the GPU does.
-    fn sample_here(&mut self, batch: &Batch, prepared: &Prepared, flight: &mut Flight) -> Result<(), DeviceError> {
+    fn sample_here(
+        &mut self,
+        batch: &Batch,
+        prepared: &Prepared,
+        flight: &mut Flight,
+    ) -> Result<(), DeviceError> {
         let Some(head) = &self.low.head else { return Ok(()) };
         let vocab = self.low.vocab;
         let room = TOGETHER.min(self.kv.rows as usize);

@@ -1,5 +1,5 @@
 //! The made-up family as one formula, without plan, cache or program.
-use super::{EPS, HEADS, HIDDEN, LAYERS, SIZE};
+use super::{EPS, HEADS, LAYERS, SIZE, VOCAB};
 use weir_backends::gguf::ModelFile;
 
 /// For a whole text at once, in double precision: logits of each position.
@@ -31,8 +31,9 @@ pub fn direct(file: &ModelFile, ids: &[u32]) -> Vec<Vec<f64>> {
         row
     };
     let table = tensor("token_embd.weight");
+    let hidden = table.len() / VOCAB;
     let mut xs: Vec<Vec<f64>> =
-        ids.iter().map(|&id| table[id as usize * HIDDEN..][..HIDDEN].to_vec()).collect();
+        ids.iter().map(|&id| table[id as usize * hidden..][..hidden].to_vec()).collect();
     for at in (0..LAYERS).map(|i| format!("blk.{i}")) {
         let product = |name: &str, x: &Vec<f64>| linear(&format!("{at}.{name}"), x);
         let normed: Vec<Vec<f64>> = xs.iter().map(|x| norm(&format!("{at}.attn_norm"), x)).collect();
@@ -55,7 +56,7 @@ pub fn direct(file: &ModelFile, ids: &[u32]) -> Vec<Vec<f64>> {
                 |u: f64| 0.5 * u * (1.0 + (0.797_884_560_802_865_4 * (u + 0.044715 * u * u * u)).tanh());
             let up = product("ffn_up", &norm(&format!("{at}.ffn_norm"), x)).into_iter().map(gelu).collect();
             let (out, down) = (product("attn_output", &attended), product("ffn_down", &up));
-            (0..HIDDEN).for_each(|i| x[i] += out[i] + down[i]);
+            (0..hidden).for_each(|i| x[i] += out[i] + down[i]);
         }
     }
     xs.iter().map(|x| linear("output", &norm("output_norm", x))).collect()

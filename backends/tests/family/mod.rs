@@ -66,13 +66,6 @@ const SIZE: usize = 32;
 const LAYERS: usize = 2;
 const EPS: f32 = 1e-4;
 
-/// One whose width fills the blocks that fast devices compute in.
-pub fn model() -> (ModelFile, Plan) {
-    let file = file(64);
-    let plan = TWIN.plan(&file).unwrap();
-    (file, plan)
-}
-
 fn file(hidden: usize) -> ModelFile {
     let mut writer = Writer::new("twin");
     for (key, value) in [
@@ -109,15 +102,14 @@ fn file(hidden: usize) -> ModelFile {
     ModelFile::from_bytes(writer.to_bytes(|tensor| random.weights(tensor))).unwrap()
 }
 
-<<<<<<< HEAD
 /// The made-up family on a device: its logits are within `tolerance`, relative to the largest, of the formula's.
 pub fn check(device: &dyn Device, tolerance: f64) {
-    let file = file();
-=======
-#[test]
-fn a_new_family_needs_one_function() {
-    let file = file(HIDDEN);
->>>>>>> 4d34c56 (A CUDA device: kernels generated for the loaded model, steps replayed as graphs, an emulator of its kernels for tests without a GPU)
+    check_width(device, HIDDEN, tolerance);
+}
+
+/// The same, as wide as that.
+pub fn check_width(device: &dyn Device, hidden: usize, tolerance: f64) {
+    let file = file(hidden);
     let plan = TWIN.plan(&file).unwrap();
     let layout = KvLayout { blocks: 2, kv: KvType::F16, slots: 1, rows: 64 };
     let mut program = device.compile(&file, &plan, 0..LAYERS, layout).unwrap();

@@ -22,6 +22,11 @@ impl Devices {
         let mut devices =
             vec![Cpu::new(CpuOptions { threads: config.threads, ..CpuOptions::default() }).describe()];
         let mut refused = Vec::new();
+        #[cfg(any(target_os = "linux", target_os = "windows"))]
+        match weir_backends::cuda::Cuda::all() {
+            Ok(found) => devices.extend(found.iter().map(Device::describe)),
+            Err(why) => refused.push(format!("no CUDA: {why}")),
+        }
         let found = Wgpu::find();
         if found.is_empty() {
             refused.push("no GPU: no driver of Vulkan, Metal or Direct3D 12 offers one".to_owned());

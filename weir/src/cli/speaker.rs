@@ -199,6 +199,7 @@ pub(super) async fn start(models: Vec<ModelSpec>, device: DeviceOptions) -> anyh
 /// What the configuration says of the device.
 pub(super) fn device_options(config: &Config) -> DeviceOptions {
     DeviceOptions {
+        device: config.device,
         threads: config.threads,
         kv: match config.kv {
             Kv::F16 => KvType::F16,

@@ -2,7 +2,9 @@
 use super::conductor::{self, Command};
 use super::shelf::Shelf;
 use super::{Driver, Inner, ServedModel};
+use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
+use std::str::FromStr;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -10,7 +12,8 @@ use tokio::sync::mpsc;
 use tokio::time::timeout;
 use weir_backends::cpu::{Cpu, CpuOptions};
 use weir_backends::null::Null;
-use weir_backends::program::Device;
+use weir_backends::program::{Device, DeviceError};
+use weir_backends::wgpu::Wgpu;
 use weir_node::{Credentials, LoadError, LoadOptions, Loaded, Resident, Worker};
 use weir_scheduler::{Fastest, KvType, Limits, ModelId, Scheduler};
 use weir_transport::Link;
@@ -87,9 +90,62 @@ impl From<weir_backends::store::Resolved> for ModelSpec {
     }
 }
 
+/// What computes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub enum DeviceChoice {
+    /// The first NVIDIA GPU that can hold the model, else the processor.
+    #[default]
+    Auto,
+    /// The processor.
+    Cpu,
+    /// An NVIDIA GPU, by its number.
+    Cuda(usize),
+    /// A GPU through Vulkan, Metal or Direct3D 12, by its number.
+    Wgpu(usize),
+}
+
+impl FromStr for DeviceChoice {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<DeviceChoice, String> {
+        let (kind, number) = text.split_once(':').unwrap_or((text, "0"));
+        match (kind, number.parse()) {
+            ("auto", _) if kind == text => Ok(DeviceChoice::Auto),
+            ("cpu", _) if kind == text => Ok(DeviceChoice::Cpu),
+            ("cuda", Ok(n)) => Ok(DeviceChoice::Cuda(n)),
+            ("wgpu", Ok(n)) => Ok(DeviceChoice::Wgpu(n)),
+            _ => Err(format!(
+                "`{text}` is no device; try auto, cpu, cuda, cuda:1, wgpu, wgpu:1 (see `weir devices`)"
+            )),
+        }
+    }
+}
+
+impl TryFrom<String> for DeviceChoice {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<DeviceChoice, String> {
+        text.parse()
+    }
+}
+
+impl From<DeviceChoice> for String {
+    fn from(choice: DeviceChoice) -> String {
+        match choice {
+            DeviceChoice::Auto => "auto".into(),
+            DeviceChoice::Cpu => "cpu".into(),
+            DeviceChoice::Cuda(n) => format!("cuda:{n}"),
+            DeviceChoice::Wgpu(n) => format!("wgpu:{n}"),
+        }
+    }
+}
+
 /// How models are loaded onto this machine.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct DeviceOptions {
+    /// What computes.
+    pub device: DeviceChoice,
     /// Threads that compute; one a processor where none.
     pub threads: Option<usize>,
     /// How keys and values are stored.
@@ -125,8 +181,30 @@ pub enum DriverError {
 }
 
 impl DeviceOptions {
-    fn device(&self) -> Box<dyn Device> {
+    fn cpu(&self) -> Box<dyn Device> {
         Box::new(Cpu::new(CpuOptions { threads: self.threads, ..CpuOptions::default() }))
+    }
+
+    /// What may compute, the first choice first.
+    fn devices(&self) -> Result<Vec<Box<dyn Device>>, DeviceError> {
+        let missing = |why: String| DeviceError::Unsupported(why);
+        Ok(match self.device {
+            DeviceChoice::Cpu => vec![self.cpu()],
+            DeviceChoice::Auto => cuda().unwrap_or_default().into_iter().chain([self.cpu()]).collect(),
+            DeviceChoice::Cuda(n) => {
+                let found = cuda().map_err(missing)?;
+                let count = found.len();
+                let none = || {
+                    missing(format!("there is no cuda:{n}; this machine has {count} (see `weir devices`)"))
+                };
+                vec![found.into_iter().nth(n).ok_or_else(none)?]
+            }
+            DeviceChoice::Wgpu(n) => {
+                let found = Wgpu::find();
+                let none = || missing(format!("there is no wgpu:{n}; this machine has {}", found.len()));
+                vec![Box::new(Wgpu::new(found.get(n).ok_or_else(none)?)?)]
+            }
+        })
     }
 
     fn load(&self) -> LoadOptions {
@@ -191,10 +269,33 @@ pub(super) async fn start(config: DriverConfig) -> Result<Driver, DriverError> {
 fn load(spec: &ModelSpec, options: DeviceOptions) -> Result<Loaded, LoadError> {
     match &spec.source {
         ModelSource::File { path, id } => {
-            weir_node::load(path, *id, options.device().as_ref(), options.load())
+            let devices = options.devices()?;
+            let last = devices.len().saturating_sub(1);
+            for device in &devices[..last] {
+                match weir_node::load(path, *id, device.as_ref(), options.load()) {
+                    Ok(loaded) => return Ok(loaded),
+                    Err(error) => {
+                        let device = device.describe().name;
+                        tracing::warn!(%error, "{device} can't run {}; trying the next device", path.display());
+                    }
+                }
+            }
+            weir_node::load(path, *id, devices[last].as_ref(), options.load())
         }
         ModelSource::Null(null) => weir_node::null(null, options.load()),
     }
+}
+
+/// NVIDIA's GPUs, or why there are none.
+#[cfg(any(target_os = "linux", target_os = "windows"))]
+fn cuda() -> Result<Vec<Box<dyn Device>>, String> {
+    let found = weir_backends::cuda::Cuda::all()?;
+    Ok(found.into_iter().map(|gpu| Box::new(gpu) as Box<dyn Device>).collect())
+}
+
+#[cfg(not(any(target_os = "linux", target_os = "windows")))]
+fn cuda() -> Result<Vec<Box<dyn Device>>, String> {
+    Err("CUDA is there on Linux and Windows alone".into())
 }
 
 fn served(loaded: &Loaded) -> ServedModel {

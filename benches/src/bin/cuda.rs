@@ -1,4 +1,4 @@
-//! `gpu [MODEL...]`: what a GPU makes of models of the usual shapes with random weights, or of a file.
+//! `cuda [MODEL...]`: what a GPU makes of models of the usual shapes with random weights, or of a file.
 //!
 //! MODEL is `0.6b-q8_0`, `1b-q4_k_m`, `1b-q8_0`, `1b-bf16`, `8b-q4_k_m`, `8b-q8_0`, or a path to a .gguf. The roofline
 //! beside each figure is `weight_bytes / (0.92 * bandwidth)`, with the bandwidth measured in this run.
@@ -26,7 +26,10 @@ fn main() -> Result<()> {
     let gpu = Cuda::all().map_err(anyhow::Error::msg)?.into_iter().next().context("no GPU")?;
     let bandwidth = gpu.copy_bytes_per_s()?;
     println!("{}; copies at {:.0} GB/s", gpu.describe().description, bandwidth / 1e9);
-    println!("medians of {REPEATS}\n{:<12} {:<14} {:>10} {:>8} {:>9}", "model", "workload", "tok/s", "share", "roofline");
+    println!(
+        "medians of {REPEATS}\n{:<12} {:<14} {:>10} {:>8} {:>9}",
+        "model", "workload", "tok/s", "share", "roofline"
+    );
     for name in &arguments {
         if let Err(error) = run(&gpu, bandwidth, name) {
             println!("{name}: {error:#}");
@@ -144,7 +147,8 @@ impl Bench {
     }
 
     fn prompt(&self, slot: u32, start: u32, n: u32) -> Segment {
-        let ids = (start..start + n).map(|i| (i.wrapping_mul(7919) + 31 * slot + 1000) % self.vocab).collect();
+        let ids =
+            (start..start + n).map(|i| (i.wrapping_mul(7919) + 31 * slot + 1000) % self.vocab).collect();
         self.segment(slot, start, Input::Ids(ids), n)
     }
 
@@ -186,7 +190,8 @@ impl Bench {
                 }
                 began = Instant::now();
             }
-            let segments = (0..streams).map(|slot| self.segment(slot, at + i, Input::LastSampled, 1)).collect();
+            let segments =
+                (0..streams).map(|slot| self.segment(slot, at + i, Input::LastSampled, 1)).collect();
             self.program.submit(Batch { segments })?;
             flying += 1;
             if flying >= depth {
@@ -222,7 +227,8 @@ fn run(gpu: &Cuda, bandwidth: f64, name: &str) -> Result<()> {
     let program = gpu.compile(&file, &plan, 0..plan.layers.len(), layout)?;
     let label = name.rsplit('/').next().unwrap_or(name);
     println!("{label:<12} loaded in {:.2?}, {:.2} GB a token", began.elapsed(), bytes / 1e9);
-    let mut bench = Bench { program, reported: Vec::new(), vocab: (plan.vocab as u32).min(30_000), blocks: own };
+    let mut bench =
+        Bench { program, reported: Vec::new(), vocab: (plan.vocab as u32).min(30_000), blocks: own };
     let line = |workload: &str, rate: f64, streams: u32| {
         let steps = rate / f64::from(streams);
         let share = 100.0 * steps * bytes / bandwidth;
