@@ -13,7 +13,7 @@ mod kernels;
 mod load;
 mod run;
 
-use crate::gguf::{GgmlType, ModelFile};
+use crate::gguf::{GgmlType, GgufError, ModelFile, TensorInfo};
 use crate::plan::Plan;
 use crate::program::{Device, DeviceError, DeviceInfo, KvLayout, Program};
 use crate::quant;
@@ -23,11 +23,12 @@ use forms::Form;
 use load::{Lowered, PackJob};
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// Bytes of the file that travel at once.
 const CHUNK: usize = 4 << 20;
-/// Chunks that may be under way.
-const CHUNKS: usize = 4;
+/// Threads that read the file, at most; each has two chunks.
+const READERS: usize = 8;
 /// Memory left to the driver and others.
 const SPARE: u64 = 256 << 20;
 
@@ -128,7 +129,21 @@ impl Device for Cuda {
     }
 }
 
-/// Reads every matrix through a ring of pinned chunks and has the GPU pack it. The file is never in memory as a whole.
+/// Some rows of a tensor on their way into tiles.
+struct Piece<'a> {
+    job: &'a PackJob,
+    info: &'a TensorInfo,
+    row0: usize,
+    rows: usize,
+    cols: usize,
+    /// Bytes of a row in the file.
+    row_bytes: usize,
+    /// Bytes of a row as it is sent: f32 where the GPU doesn't know the type.
+    sent_bytes: usize,
+}
+
+/// Reads every matrix in pieces, several threads at once, and has the GPU pack them. The file is never in memory as a
+/// whole.
 fn upload(
     file: &ModelFile,
     gpu: &Arc<Gpu>,
@@ -140,90 +155,109 @@ fn upload(
         // SAFETY: the place was taken for exactly these bytes; pageable memory is read before the call returns.
         unsafe { stream.upload(*at, bytes.as_ptr(), bytes.len())? };
     }
-    let mut ring = Ring { pinned: Vec::new(), staging: Vec::new(), next: 0 };
-    for _ in 0..CHUNKS {
-        ring.pinned.push(Pinned::zeroed(gpu, CHUNK)?);
-        ring.staging.push(Buffer::zeroed(gpu, CHUNK, stream)?);
-    }
+    // other streams write where this one has put zeros
+    stream.wait()?;
+    let mut pieces = Vec::new();
     for job in &low.jobs {
-        let kernel = pack.iter().find(|(f, _)| *f == job.form).map(|(_, k)| k);
-        let kernel = kernel.ok_or_else(|| DeviceError::Lost("a kernel is missing".into()))?;
-        ring.send(file, stream, job, kernel)?;
+        cut(file, job, &mut pieces)?;
     }
-    stream.wait()
+    let threads =
+        std::thread::available_parallelism().map_or(1, usize::from).clamp(1, READERS).min(pieces.len());
+    let next = AtomicUsize::new(0);
+    let work = || {
+        let sent = send(file, gpu, &pieces, &next, pack);
+        // whoever fails stops the others
+        sent.inspect_err(|_| next.store(pieces.len(), Ordering::Relaxed))
+    };
+    std::thread::scope(|scope| {
+        let readers: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();
+        let lost = || Err(DeviceError::Lost("a thread that reads weights panicked".into()));
+        readers.into_iter().try_for_each(|reader| reader.join().unwrap_or_else(|_| lost()))
+    })
 }
 
-struct Ring {
-    pinned: Vec<Pinned>,
-    staging: Vec<Buffer>,
-    next: usize,
+/// Pieces of a tensor that fit into chunks.
+fn cut<'a>(file: &'a ModelFile, job: &'a PackJob, pieces: &mut Vec<Piece<'a>>) -> Result<(), DeviceError> {
+    let missing = || DeviceError::Unsupported(format!("the file has no tensor {}", job.tensor));
+    let info = file.tensor(&job.tensor).ok_or_else(missing)?;
+    let [cols, rows] = info.dims[..] else { return Err(missing()) };
+    let (cols, rows) = (cols as usize, rows as usize);
+    let row_bytes = cols / info.ty.block_values() * info.ty.block_bytes();
+    let sent_bytes = if job.form.packs(info.ty) { row_bytes } else { cols * 4 };
+    if sent_bytes > CHUNK {
+        return Err(DeviceError::Unsupported(format!("a row of {} exceeds {CHUNK} bytes", job.tensor)));
+    }
+    let per = (CHUNK / sent_bytes.max(row_bytes)).max(1);
+    let piece = |row0| Piece { job, info, row0, rows: per.min(rows - row0), cols, row_bytes, sent_bytes };
+    pieces.extend((0..rows).step_by(per).map(piece));
+    Ok(())
 }
 
-impl Ring {
-    /// One tensor, some rows at a time.
-    fn send(
-        &mut self,
-        file: &ModelFile,
-        stream: &Stream,
-        job: &PackJob,
-        kernel: &Kernel,
-    ) -> Result<(), DeviceError> {
-        let missing = || DeviceError::Unsupported(format!("the file has no tensor {}", job.tensor));
-        let info = file.tensor(&job.tensor).ok_or_else(missing)?;
-        let [cols, rows] = info.dims[..] else { return Err(missing()) };
-        let (cols, rows) = (cols as usize, rows as usize);
-        let row_bytes = cols / info.ty.block_values() * info.ty.block_bytes();
-        let whole = job.form.packs(info.ty);
-        let (ty, sent_bytes) = if whole { (info.ty, row_bytes) } else { (GgmlType::F32, cols * 4) };
-        let per = (CHUNK / sent_bytes.max(row_bytes)).max(1).min(rows);
-        if sent_bytes > CHUNK {
-            return Err(DeviceError::Unsupported(format!("a row of {} exceeds {CHUNK} bytes", job.tensor)));
+/// Takes pieces until there are none: one is read while the one before is copied and packed.
+fn send(
+    file: &ModelFile,
+    gpu: &Arc<Gpu>,
+    pieces: &[Piece<'_>],
+    next: &AtomicUsize,
+    pack: &[(Form, Kernel)],
+) -> Result<(), DeviceError> {
+    gpu.enter()?;
+    let mut places = Vec::new();
+    for _ in 0..2 {
+        let stream = Stream::new(gpu)?;
+        let staging = Buffer::zeroed(gpu, CHUNK, &stream)?;
+        places.push((Pinned::zeroed(gpu, CHUNK)?, staging, stream));
+    }
+    for place in (0..2).cycle() {
+        let Some(piece) = pieces.get(next.fetch_add(1, Ordering::Relaxed)) else { break };
+        let (pinned, staging, stream) = &places[place];
+        let kernel = pack.iter().find(|(form, _)| *form == piece.job.form).map(|(_, kernel)| kernel);
+        let kernel = kernel.ok_or_else(|| DeviceError::Lost("a kernel is missing".into()))?;
+        stream.wait()?;
+        // SAFETY: the memory is `CHUNK` bytes, and nothing is copying from it.
+        let to = unsafe { std::slice::from_raw_parts_mut(pinned.host, piece.rows * piece.sent_bytes) };
+        let ty = piece.read(file, to)?;
+        let PackJob { matrix, half, tile0, pairs, .. } = piece.job;
+        let args = PackArgs {
+            raw: staging.at,
+            row0: piece.row0 as i32,
+            rows: piece.rows as i32,
+            cols: piece.cols as i32,
+            ty: ty.id() as i32,
+            half: *half,
+            tile0: *tile0 as i32,
+            pairs: *pairs as i32,
+            q: matrix.q,
+            high: matrix.high,
+            s: matrix.s,
+            supers: matrix.supers,
+        };
+        // SAFETY: the staging buffer holds a chunk; the kernel writes the matrix' own tiles.
+        unsafe {
+            stream.upload(args.raw, pinned.host, to.len())?;
+            stream.launch(kernel, [(piece.rows * piece.cols / 32).div_ceil(256), 1, 1], &args)?;
         }
-        for row0 in (0..rows).step_by(per) {
-            let n = per.min(rows - row0);
-            self.next += 1;
-            let place = self.next % CHUNKS;
-            if place == 0 {
-                // all chunks have been used: the first may be overwritten once they are done
-                stream.wait()?;
-            }
-            let pinned = &mut self.pinned[place];
-            // SAFETY: the memory is `CHUNK` bytes, and nothing is copying from it.
-            let to = unsafe { std::slice::from_raw_parts_mut(pinned.host, n * sent_bytes) };
-            let range = (row0 * row_bytes) as u64..((row0 + n) * row_bytes) as u64;
-            let failed = |e: crate::gguf::GgufError| DeviceError::File(e.to_string());
-            if whole {
-                file.read(info, range, to).map_err(failed)?;
-            } else {
-                let mut bytes = vec![0u8; n * row_bytes];
-                file.read(info, range, &mut bytes).map_err(failed)?;
-                let mut values = vec![0f32; n * cols];
-                quant::dequantize(info.ty, &bytes, &mut values);
-                for (to, v) in to.chunks_exact_mut(4).zip(&values) {
-                    to.copy_from_slice(&v.to_le_bytes());
-                }
-            }
-            let args = PackArgs {
-                raw: self.staging[place].at,
-                row0: row0 as i32,
-                rows: n as i32,
-                cols: cols as i32,
-                ty: ty.id() as i32,
-                half: job.half,
-                tile0: job.tile0 as i32,
-                pairs: job.pairs as i32,
-                q: job.matrix.q,
-                high: job.matrix.high,
-                s: job.matrix.s,
-                supers: job.matrix.supers,
-            };
-            // SAFETY: the staging buffer holds a chunk; the kernel writes the matrix' own tiles.
-            unsafe {
-                stream.upload(args.raw, self.pinned[place].host, n * sent_bytes)?;
-                stream.launch(kernel, [(n * cols / 32).div_ceil(256), 1, 1], &args)?;
-            }
+    }
+    places.iter().try_for_each(|(_, _, stream)| stream.wait())
+}
+
+impl Piece<'_> {
+    /// Its rows into `to`, and their type there.
+    fn read(&self, file: &ModelFile, to: &mut [u8]) -> Result<GgmlType, DeviceError> {
+        let range = (self.row0 * self.row_bytes) as u64..((self.row0 + self.rows) * self.row_bytes) as u64;
+        let failed = |e: GgufError| DeviceError::File(e.to_string());
+        if self.job.form.packs(self.info.ty) {
+            file.read(self.info, range, to).map_err(failed)?;
+            return Ok(self.info.ty);
         }
-        Ok(())
+        let mut bytes = vec![0u8; self.rows * self.row_bytes];
+        file.read(self.info, range, &mut bytes).map_err(failed)?;
+        let mut values = vec![0f32; self.rows * self.cols];
+        quant::dequantize(self.info.ty, &bytes, &mut values);
+        for (to, v) in to.chunks_exact_mut(4).zip(&values) {
+            to.copy_from_slice(&v.to_le_bytes());
+        }
+        Ok(GgmlType::F32)
     }
 }
 

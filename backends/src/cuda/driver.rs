@@ -421,8 +421,10 @@ pub struct Kernel {
     _module: Arc<Module>,
 }
 
-// SAFETY: functions are the module's; used by one thread at a time.
+// SAFETY: functions are the module's and never change.
 unsafe impl Send for Kernel {}
+// SAFETY: as above.
+unsafe impl Sync for Kernel {}
 
 type NvrtcProgram = *mut c_void;
 type Compile = unsafe extern "C" fn(NvrtcProgram, c_int, *const *const c_char) -> c_int;

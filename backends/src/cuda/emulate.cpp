@@ -307,8 +307,9 @@ static uint2 stream2(const uint2 *p) { return *p; }
 static u32 stream1(const u32 *p) { return *p; }
 template <class T> static T __ldcg(const T *p) { return *p; }
 template <class T> static void __stcg(T *p, T v) { *p = v; }
-static u32 atomicAdd(u32 *p, u32 v) { const u32 old = *p; *p += v; return old; }
-static u32 atomicOr(u32 *p, u32 v) { const u32 old = *p; *p |= v; return old; }
+// launches of several streams run on several threads
+static u32 atomicAdd(u32 *p, u32 v) { return __atomic_fetch_add(p, v, __ATOMIC_RELAXED); }
+static u32 atomicOr(u32 *p, u32 v) { return __atomic_fetch_or(p, v, __ATOMIC_RELAXED); }
 static void __threadfence() {}
 static void __threadfence_system() {}
 static void copy_async(u8 *to, const void *from) { memcpy(to, from, 16); }
