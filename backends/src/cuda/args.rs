@@ -104,6 +104,7 @@ pub struct SampleArgs {
     pub choices: u64,
     pub most: u64,
     pub best: u64,
+    pub cut: u64,
     pub arrived: u64,
     pub last: u64,
     pub out: u64,

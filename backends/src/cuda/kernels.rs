@@ -26,6 +26,7 @@ pub struct Kernels {
     pub settles: Vec<Kernel>,
     pub enter: Kernel,
     pub most: Kernel,
+    pub cut: Kernel,
     pub pick: Kernel,
     pub finish: Kernel,
 }
@@ -89,6 +90,7 @@ fn rows_source(low: &Lowered) -> String {
     }
     kernel(&mut s, (256, 1), "enter_", "EnterArgs", &low.enter_body);
     kernel(&mut s, (256, 1), "most", "SampleArgs", &format!("sample_most<{}>(p);", low.vocab));
+    kernel(&mut s, (1024, 1), "cut", "SampleArgs", &format!("sample_cut<{}>(p);", low.vocab));
     kernel(&mut s, (256, 1), "pick", "SampleArgs", &format!("sample_pick<{}>(p);", low.vocab));
     s.push_str(
         "struct FinishArgs { u32 *flag; const u32 *step; };\nKERNEL(finish_, 32, 1, FinishArgs, if (threadIdx.x == 0) \
@@ -222,6 +224,7 @@ impl Kernels {
             settles: settles.collect::<Result<_, _>>()?,
             enter: rows.kernel("enter_", 256, 0, true)?,
             most: rows.kernel("most", 256, 0, true)?,
+            cut: rows.kernel("cut", 1024, 0, true)?,
             pick: rows.kernel("pick", 256, 0, true)?,
             finish: rows.kernel("finish_", 32, 0, false)?,
         };

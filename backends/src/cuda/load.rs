@@ -95,6 +95,7 @@ pub struct Lowered {
     pub last: u64,
     pub most: u64,
     pub best: u64,
+    pub cut: u64,
     pub arrived: u64,
     pub rows_done: u64,
     /// Spans whose partial sums have room.
@@ -204,6 +205,7 @@ pub fn lower(
         last: 0,
         most: 0,
         best: 0,
+        cut: 0,
         arrived: 0,
         rows_done: 0,
         partials: kv.blocks as usize * BLOCK_TOKENS / SPAN + 2 * kv.slots as usize,
@@ -273,6 +275,7 @@ impl Lowering<'_> {
         }
         self.out.most = self.take(TOGETHER * 64 * 8);
         self.out.best = self.take(TOGETHER * 64 * 8);
+        self.out.cut = self.take(TOGETHER * 8);
         self.out.arrived = self.take(TOGETHER * 4);
         self.out.rows_done = self.take(4);
     }

@@ -154,7 +154,7 @@ DEV void settle(const SettleArgs &p, float post_eps, float eps) {
     }
 }
 
-// ---- Sampling: the rule of sampling.rs for requests without penalties, masks, top-k or top-p.
+// ---- Sampling: the rule of sampling.rs for requests without penalties, biases and masks.
 
 struct Choice {
     float inverse;     // 1 / temperature; 0: greedy
@@ -163,6 +163,8 @@ struct Choice {
     u32 position;
     int slot;
     int place;         // where the id goes in `out`
+    u32 top_k;         // 0: all
+    float top_p;       // 1: all
 };
 
 struct SampleArgs {
@@ -170,6 +172,7 @@ struct SampleArgs {
     const Choice *choices; // [rows]
     float2 *most;          // [rows][CHUNKS]: the largest of a chunk, and its id
     float2 *best;
+    u64 *cut;              // [rows]: the last entry that may win; none where no row is truncated
     u32 *arrived;          // [rows]
     int *last;             // [slots]
     int *out;              // mapped host memory: ids of this step
@@ -235,6 +238,93 @@ DEV float gumbel_bound(u32 word) {
     return __fmul_rn((float)(127 - (int)(__float_as_uint(rest) >> 23)), 0.693148f);
 }
 
+// A token and its logit as a number whose order is the rule's: larger logit first, then lower id.
+DEV u64 entry(float logit, int id) {
+    const u32 bits = __float_as_uint(__fadd_rn(logit, 0.0f)), ascending = bits >> 31 ? ~bits : bits | 1u << 31;
+    return (u64)~ascending << 32 | (u32)id;
+}
+
+struct Cut {
+    u64 masses[256], prefix, need;
+    u32 counts[256], done;
+};
+
+// The last of the entries up to `limit` that a truncation leaves, found digit by digit: the `need`-th, or, with MASS, the
+// one that brings their mass to at least `share` of all. Masses are whole numbers, so that their sums have no order.
+template <int VOCAB, bool MASS>
+DEV u64 select(const float *logits, float top, float inverse, u64 limit, u32 need, float share, Cut &s) {
+    if (threadIdx.x == 0) { s.prefix = 0; s.need = need; }
+    for (int shift = 56; shift >= 0; shift -= 8) {
+        for (int i = threadIdx.x; i < 256; i += blockDim.x) { s.counts[i] = 0; s.masses[i] = 0; }
+        __syncthreads();
+        const u64 prefix = s.prefix;
+        for (int i = threadIdx.x; i < VOCAB; i += blockDim.x) {
+            const float l = clean(logits[i]);
+            const u64 e = entry(l, i);
+            if (l == -INF || e > limit || (shift < 56 && (e ^ prefix) >> (shift + 8))) continue;
+            const int digit = (int)(e >> shift & 255);
+            atomicAdd(&s.counts[digit], 1u);
+            if (MASS) {
+                const float scaled = __fmul_rn(__fsub_rn(l, top), inverse);
+                atomicAdd(&s.masses[digit], (u64)((double)exp_(scaled) * 1099511627776.0));
+            }
+        }
+        __syncthreads();
+        if (threadIdx.x == 0) {
+            if (MASS && shift == 56) {
+                u64 all = 0;
+                for (int i = 0; i < 256; i++) all += s.masses[i];
+                s.need = max((u64)1, (u64)((double)share * (double)all));
+            }
+            u64 before = 0, left = s.need;
+            int digit = 0, last = 0;
+            for (; digit < 256; digit++) {
+                if (!s.counts[digit]) continue;
+                last = digit;
+                const u64 here = MASS ? s.masses[digit] : s.counts[digit];
+                if (before + here >= left) break;
+                before += here;
+            }
+            // rounding may leave the goal beyond all of them
+            if (digit == 256) digit = last;
+            s.need = left - min(before, left - 1);
+            s.prefix = prefix | (u64)digit << shift;
+            s.done = MASS ? s.counts[digit] == 1 : s.counts[digit] == s.need;
+        }
+        __syncthreads();
+        if (s.done) return min(limit, s.prefix | (((u64)1 << shift) - 1));
+    }
+    return min(limit, s.prefix);
+}
+
+// What top-k and then top-p leave of a row: a thread block each.
+template <int VOCAB> DEV void sample_cut(const SampleArgs &p) {
+    launch_next();
+    wait_previous(p.trace);
+    __shared__ float room[32];
+    __shared__ int ids[32];
+    __shared__ Cut s;
+    const int row = blockIdx.x;
+    const Choice choice = p.choices[row];
+    float top = -INF;
+    int first = 0x7fffffff;
+    if (threadIdx.x < CHUNKS) {
+        const float2 m = p.most[row * CHUNKS + threadIdx.x];
+        top = m.x;
+        first = __float_as_int(m.y);
+    }
+    best_of_block(top, first, room, ids);
+    u64 cut = ~(u64)0;
+    if (choice.inverse != 0 && top != -INF) {
+        const float *logits = p.logits + (long long)row * VOCAB;
+        if (choice.top_k != 0 && choice.top_k < VOCAB)
+            cut = select<VOCAB, false>(logits, top, choice.inverse, cut, choice.top_k, 0, s);
+        __syncthreads();
+        if (choice.top_p < 1) cut = select<VOCAB, true>(logits, top, choice.inverse, cut, 0, choice.top_p, s);
+    }
+    if (threadIdx.x == 0) p.cut[row] = cut;
+}
+
 template <int VOCAB> DEV void sample_pick(const SampleArgs &p) {
     launch_next();
     wait_previous(p.trace);
@@ -260,10 +350,12 @@ template <int VOCAB> DEV void sample_pick(const SampleArgs &p) {
     } else {
         const int from = blockIdx.x * EACH, to = min(from + EACH, VOCAB);
         // what the likeliest gets is what the others have to beat
+        const u64 cut = p.cut ? p.cut[row] : ~(u64)0;
         const float known = gumbel(philox(first / 4, choice.position, choice.key0, choice.key1, first & 3));
         for (int i = from + threadIdx.x; i < to; i += blockDim.x) {
-            const float scaled = __fmul_rn(__fsub_rn(clean(p.logits[(long long)row * VOCAB + i]), top), choice.inverse);
-            if (scaled < choice.floor || __fadd_rn(scaled, 17.32869f) < known) continue;
+            const float l = clean(p.logits[(long long)row * VOCAB + i]);
+            const float scaled = __fmul_rn(__fsub_rn(l, top), choice.inverse);
+            if (entry(l, i) > cut || scaled < choice.floor || __fadd_rn(scaled, 17.32869f) < known) continue;
             const u32 word = philox(i / 4, choice.position, choice.key0, choice.key1, i & 3);
             if (__fadd_rn(scaled, gumbel_bound(word)) < known) continue;
             const float score = __fadd_rn(scaled, gumbel(word));

@@ -21,7 +21,7 @@ const RING: usize = DEPTH + 2;
 /// Chunks in which logits are searched, `CHUNKS` of `rows.cu`.
 const CHUNKS: usize = 64;
 /// Words of a `Choice` of `rows.cu`.
-const CHOICE: usize = 7;
+const CHOICE: usize = 9;
 /// Polls after which the GPU is asked whether it is still well.
 const PATIENCE: u32 = 1000;
 
@@ -78,6 +78,8 @@ struct Shape {
     splits: usize,
     tiles: usize,
     sampled: usize,
+    /// Whether some row's tokens are truncated.
+    cut: bool,
 }
 
 /// A step on its way.
@@ -244,12 +246,16 @@ fn collect(results: &Pinned, kv: KvLayout, flight: &mut Flight) {
 fn simple(spec: &SampleSpec) -> bool {
     let s = &*spec.sampling;
     let penalties = s.repetition_penalty != 1.0 || s.frequency_penalty != 0.0 || s.presence_penalty != 0.0;
-    let truncated = s.temperature >= GREEDY_BELOW && (s.top_k != 0 || s.top_p < 1.0);
     s.logit_bias.is_empty()
         && (spec.counts.is_empty() || !penalties)
         && spec.mask.is_none()
         && s.logprobs.is_none()
-        && !truncated
+}
+
+/// Whether only the likeliest tokens may win.
+fn truncated(spec: &SampleSpec) -> bool {
+    let s = &*spec.sampling;
+    s.temperature >= GREEDY_BELOW && (s.top_k != 0 || s.top_p < 1.0)
 }
 
 /// Rows of a segment.
@@ -430,6 +436,8 @@ impl CudaProgram {
             splits: if apart { splits.next_power_of_two() } else { 0 },
             tiles: if apart { 0 } else { tiles },
             sampled: if on_device { wanted.len() } else { 0 },
+            cut: on_device
+                && batch.segments.iter().any(|s| matches!(&s.want, Want::Sample(spec) if truncated(spec))),
         };
         Prepared { shape, layout: l, wanted, first, on_device, words: l.blocks() + tables }
     }
@@ -527,6 +535,7 @@ impl CudaProgram {
                 choices: at(l.choice() + from * CHOICE),
                 most: self.low.most,
                 best: self.low.best,
+                cut: if shape.cut { self.low.cut } else { 0 },
                 arrived: self.low.arrived,
                 last: self.low.last,
                 out: self.results.at,
@@ -539,6 +548,10 @@ impl CudaProgram {
             // SAFETY: as in `launch`.
             unsafe {
                 self.stream.launch(&self.kernels.most, [CHUNKS, n, 1], &args)?;
+                if shape.cut {
+                    let args = SampleArgs { trace: self.trace.next("sample", 0), ..args };
+                    self.stream.launch(&self.kernels.cut, [n, 1, 1], &args)?;
+                }
                 let args = SampleArgs { trace: self.trace.next("sample", 0), ..args };
                 self.stream.launch(&self.kernels.pick, [CHUNKS, n, 1], &args)?;
             }
@@ -605,5 +618,7 @@ fn choice(spec: &SampleSpec, slot: u32, place: usize) -> [u32; CHOICE] {
         spec.position,
         slot,
         place as u32,
+        s.top_k,
+        s.top_p.to_bits(),
     ]
 }

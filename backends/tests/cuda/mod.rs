@@ -241,11 +241,12 @@ fn random_choices_are_those_of_the_rule() {
         step(&mut *program, vec![segment]).remove(0)
     };
     let SegmentOutput::Logits(row) = run(Want::Logits(1)) else { panic!("no logits") };
-    for seed in 0..if EMULATED { 12 } else { 200u64 } {
+    for seed in 0..if EMULATED { 20 } else { 200u64 } {
         let sampling = Sampling {
             temperature: [1.0, 0.3, 2.0][seed as usize % 3],
             min_p: if seed % 2 == 0 { 0.0 } else { 0.05 },
-            top_k: if seed % 5 == 0 { 7 } else { 0 },
+            top_k: [0, 7, 0, 40, 1][seed as usize % 5],
+            top_p: [1.0, 0.9, 0.5, 1.0][seed as usize % 4],
             seed: seed * 0x9e37_79b9_7f4a,
             ..Sampling::default()
         };
