@@ -32,9 +32,6 @@ pub(super) struct Bench {
     /// A catalog name or a path to a .gguf; may be given several times
     #[arg(short, long, value_name = "MODEL")]
     model: Vec<String>,
-    /// Where to run
-    #[arg(long, value_name = "DEVICE", default_value = "cpu", value_parser = ["cpu"])]
-    device: String,
     /// Tokens of each prompt
     #[arg(long, value_name = "N", default_value_t = 512, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     prompt_tokens: u32,
@@ -94,7 +91,7 @@ impl Bench {
         }
         let mut out = stdout().lock();
         if self.json {
-            writeln!(out, "{}", serde_json::to_string_pretty(&self.report(&machine, results))?)?;
+            writeln!(out, "{}", serde_json::to_string_pretty(&self.report(config, &machine, results))?)?;
             return Ok(());
         }
         writeln!(
@@ -155,12 +152,14 @@ impl Bench {
         }
         driver.shutdown().await;
         let all: Vec<Figures> = runs.iter().map(|runs| figures(runs)).collect();
+        // another device's memory isn't what was measured
+        let machine = device.on_processor().then_some(machine);
         Ok(result(&name, weights.as_ref(), machine, self.streams, &all))
     }
 
-    fn report(&self, machine: &Machine, results: Vec<Value>) -> Value {
+    fn report(&self, config: &Config, machine: &Machine, results: Vec<Value>) -> Value {
         json!({
-            "device": self.device,
+            "device": String::from(config.device),
             "threads": machine.threads,
             "read_bandwidth_gb_s": machine.bandwidth / 1e9,
             "barrier_us": machine.sync.as_secs_f64() * 1e6,
@@ -204,7 +203,13 @@ fn figures(runs: &[Vec<Timed>]) -> Figures {
     }
 }
 
-fn result(name: &str, weights: Option<&Weights>, machine: &Machine, streams: u32, all: &[Figures]) -> Value {
+fn result(
+    name: &str,
+    weights: Option<&Weights>,
+    machine: Option<&Machine>,
+    streams: u32,
+    all: &[Figures],
+) -> Value {
     let as_json = |f: &Figures| {
         json!({
             "ttft_ms": f.ttft_ms,
@@ -218,6 +223,8 @@ fn result(name: &str, weights: Option<&Weights>, machine: &Machine, streams: u32
     if let Some(weights) = weights {
         value["weight_bytes"] = json!(weights.bytes);
         value["steps"] = json!(weights.steps);
+    }
+    if let Some((weights, machine)) = weights.zip(machine) {
         value["ceiling_tok_s"] = json!(1.0 / machine.roofline(weights.bytes, weights.steps));
         // several streams share what is read
         let reads = if streams == 1 { ours.decode_tok_s } else { f64::NAN };

@@ -181,6 +181,14 @@ pub enum DriverError {
 }
 
 impl DeviceOptions {
+    /// Whether the processor is what computes, as far as can be said before a model is loaded.
+    pub fn on_processor(&self) -> bool {
+        match self.device {
+            DeviceChoice::Auto => cuda().is_err(),
+            choice => choice == DeviceChoice::Cpu,
+        }
+    }
+
     fn cpu(&self) -> Box<dyn Device> {
         Box::new(Cpu::new(CpuOptions { threads: self.threads, ..CpuOptions::default() }))
     }
