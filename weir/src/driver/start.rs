@@ -198,7 +198,10 @@ impl DeviceOptions {
         let missing = |why: String| DeviceError::Unsupported(why);
         Ok(match self.device {
             DeviceChoice::Cpu => vec![self.cpu()],
-            DeviceChoice::Auto => cuda().unwrap_or_default().into_iter().chain([self.cpu()]).collect(),
+            DeviceChoice::Auto => {
+                let found = cuda().inspect_err(|why| tracing::info!("no CUDA: {why}")).unwrap_or_default();
+                found.into_iter().chain([self.cpu()]).collect()
+            }
             DeviceChoice::Cuda(n) => {
                 let found = cuda().map_err(missing)?;
                 let count = found.len();
