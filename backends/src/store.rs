@@ -199,6 +199,7 @@ impl Store {
                 let name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
                 Ok(Resolved { path: path.into(), name, sha256 })
             }
+            false if path.exists() => Err(StoreError::NotAFile(path.into())),
             false if is_gguf || path.components().count() > 1 => Err(StoreError::NoFile(path.into())),
             false => Err(self.unknown(name_or_path)),
         }

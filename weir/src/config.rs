@@ -27,7 +27,7 @@ pub struct Config {
     pub key: Option<String>,
     /// What computes: `auto` (an NVIDIA GPU if one can be used, else the processor), `cpu`, `cuda`, `cuda:1`, `wgpu`.
     pub device: DeviceChoice,
-    /// Threads that compute; one a physical core where none.
+    /// Threads that compute; one a processor where none.
     pub threads: Option<usize>,
     /// Longest sequence in tokens.
     pub context: Option<u32>,
@@ -85,7 +85,20 @@ pub enum ConfigError {
     /// A value is wrong; the message names it and where it comes from.
     #[error("configuration: {0}")]
     Wrong(#[from] Box<figment::Error>),
+    /// A number with which nothing works.
+    #[error("configuration: {name} is {value}; it must be at least {least}")]
+    TooSmall {
+        /// Of the value; in the environment it is `WEIR_` and this in upper case.
+        name: &'static str,
+        /// As it was given.
+        value: u32,
+        /// As it may be.
+        least: u32,
+    },
 }
+
+/// A prompt with its template takes more than this, so less context is a mistake.
+const CONTEXT_MIN: u32 = 32;
 
 /// The process's environment.
 pub fn environment(name: &str) -> Option<String> {
@@ -132,7 +145,18 @@ impl Config {
             known.contains(&name.as_str()) && environment(&full).is_some_and(|v| !v.is_empty())
         };
         let layers = layers.merge(Env::prefixed("WEIR_").filter(set));
-        Ok(layers.extract().map_err(Box::new)?)
+        let config: Config = layers.extract().map_err(Box::new)?;
+        config.check()?;
+        Ok(config)
+    }
+
+    fn check(&self) -> Result<(), ConfigError> {
+        let small = |name, value, least| Err(ConfigError::TooSmall { name, value, least });
+        match (self.threads, self.context) {
+            (Some(0), _) => small("threads", 0, 1),
+            (_, Some(context)) if context < CONTEXT_MIN => small("context", context, CONTEXT_MIN),
+            _ => Ok(()),
+        }
     }
 
     /// The model store that this configuration asks for.
@@ -195,6 +219,9 @@ mod tests {
         check("modle = 'm'", Err("modle"));
         check("http = 'here'", Err("http"));
         check("model = ", Err("configuration"));
+        check("threads = 0", Err("threads is 0; it must be at least 1"));
+        check("context = 31", Err("context is 31; it must be at least 32"));
+        check("context = -1", Err("context"));
         let missing = Config::load(Some(Path::new("/nonexistent/weir.toml"))).unwrap_err();
         assert!(missing.to_string().contains("/nonexistent/weir.toml"));
     }

@@ -39,6 +39,8 @@ pub struct GatewayConfig {
     pub allowed_hosts: Vec<String>,
     /// Origins of web pages, as `https://example.org`, that may call this gateway from a browser.
     pub allowed_origins: Vec<String>,
+    /// Other names of models, and by which each is served; what isn't served is passed over.
+    pub aliases: Vec<(String, String)>,
     /// Whose nodes are listed, let in and sent away here; none where no nodes can join.
     pub admin: Option<AdminConfig>,
     /// How much of everything one client, or all of them, may take.
@@ -53,6 +55,7 @@ impl GatewayConfig {
             api_key: None,
             allowed_hosts: Vec::new(),
             allowed_origins: Vec::new(),
+            aliases: Vec::new(),
             admin: None,
             limits: Limits::default(),
         }
@@ -150,6 +153,7 @@ pub(crate) struct Shared {
     /// Lower case; none takes any name.
     hosts: Option<Vec<String>>,
     origins: Vec<String>,
+    aliases: Vec<(String, String)>,
     admin: Option<admin::Admin>,
     requests: Arc<Semaphore>,
     phase: watch::Receiver<Phase>,
@@ -209,6 +213,7 @@ impl Gateway {
             key: config.api_key.map(|k| blake3::hash(k.as_bytes())),
             hosts,
             origins: config.allowed_origins,
+            aliases: config.aliases,
             admin: config.admin.map(admin::Admin::from),
             requests: Arc::new(Semaphore::new(config.limits.requests_max)),
             limits: config.limits,

@@ -1,16 +1,50 @@
 //! The only file of this device that asks the operating system for anything.
 use std::alloc::Layout;
 
-/// Free memory that a program may take, in bytes; what can't be found out counts as 4 GiB.
+/// Free memory that a program may take, in bytes, within what its control groups allow; what can't be found out counts
+/// as 4 GiB.
 pub fn memory_free() -> u64 {
     #[cfg(target_os = "linux")]
     if let Ok(text) = std::fs::read_to_string("/proc/meminfo")
-        && let Some(line) = text.lines().find_map(|l| l.strip_prefix("MemAvailable:"))
-        && let Some(kib) = line.split_whitespace().next().and_then(|n| n.parse::<u64>().ok())
+        && let Some(kib) = number_after(&text, "MemAvailable:")
     {
-        return kib * 1024;
+        let groups = std::fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+        return group_free(&groups, |path| std::fs::read_to_string(path).ok()).min(kib * 1024);
     }
     4 << 30
+}
+
+#[cfg(target_os = "linux")]
+fn number_after(text: &str, name: &str) -> Option<u64> {
+    let line = text.lines().find_map(|line| line.strip_prefix(name))?;
+    line.split_whitespace().next()?.parse().ok()
+}
+
+/// What the control groups of `/proc/self/cgroup` leave, by version 2's files or version 1's. Caches of files don't
+/// count as taken. A group's own path may not be visible from within a container, which then is at the root.
+#[cfg(target_os = "linux")]
+fn group_free(groups: &str, read: impl Fn(&str) -> Option<String>) -> u64 {
+    let left = |folder: String, names: [&str; 2], cache: &str| {
+        let number = |name: &str| read(&format!("{folder}/{name}"))?.trim().parse::<u64>().ok();
+        let (most, taken) = (number(names[0])?, number(names[1])?);
+        let cached = read(&format!("{folder}/memory.stat")).and_then(|stat| number_after(&stat, cache));
+        Some(most.saturating_sub(taken.saturating_sub(cached.unwrap_or(0))))
+    };
+    let found = groups.lines().flat_map(|line| {
+        let mut parts = line.splitn(3, ':').skip(1);
+        let (kinds, path) = (parts.next().unwrap_or(""), parts.next().unwrap_or("/").trim_end_matches('/'));
+        let (root, names, cache) = match kinds {
+            "" => ("/sys/fs/cgroup", ["memory.max", "memory.current"], "inactive_file "),
+            _ if kinds.split(',').any(|kind| kind == "memory") => (
+                "/sys/fs/cgroup/memory",
+                ["memory.limit_in_bytes", "memory.usage_in_bytes"],
+                "total_inactive_file ",
+            ),
+            _ => return None,
+        };
+        left(format!("{root}{path}"), names, cache).or_else(|| left(root.to_owned(), names, cache))
+    });
+    found.min().unwrap_or(u64::MAX)
 }
 
 /// What the processor calls itself.
@@ -136,5 +170,35 @@ impl Drop for Bytes {
                 std::alloc::dealloc(self.at, Layout::from_size_align_unchecked(self.len, ALIGN));
             }
         }
+    }
+}
+
+#[cfg(all(test, target_os = "linux"))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn control_groups_bound_memory() {
+        let check = |groups: &str, files: &[(&str, &str)], expected: u64| {
+            let read = |path: &str| Some(files.iter().find(|(name, _)| *name == path)?.1.to_owned());
+            assert_eq!(group_free(groups, read), expected, "{groups}");
+        };
+        check("", &[], u64::MAX);
+        check(
+            "0::/\n",
+            &[("/sys/fs/cgroup/memory.max", "max\n"), ("/sys/fs/cgroup/memory.current", "5\n")],
+            u64::MAX,
+        );
+        let two = [
+            ("/sys/fs/cgroup/a/b/memory.max", "1000\n"),
+            ("/sys/fs/cgroup/a/b/memory.current", "700\n"),
+            ("/sys/fs/cgroup/a/b/memory.stat", "anon 1\ninactive_file 400\nactive_file 9\n"),
+        ];
+        check("0::/a/b\n", &two, 700);
+        let hidden = [
+            ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "100"),
+            ("/sys/fs/cgroup/memory/memory.usage_in_bytes", "130"),
+        ];
+        check("5:cpu,cpuacct:/x\n4:memory:/docker/1\n0::/\n", &hidden, 0);
     }
 }

@@ -145,6 +145,13 @@ impl Catalog {
         &self.models
     }
 
+    /// Every other name of a model, and its canonical one.
+    pub fn aliases(&self) -> Vec<(String, String)> {
+        let pairs =
+            |m: &CatalogModel| -> Vec<_> { m.aliases.iter().map(|a| (a.clone(), m.name.clone())).collect() };
+        self.models.iter().flat_map(pairs).collect()
+    }
+
     /// By name or alias, whatever the case.
     pub fn find(&self, name: &str) -> Option<&CatalogModel> {
         self.models.iter().find(|m| m.names().any(|n| n.eq_ignore_ascii_case(name)))

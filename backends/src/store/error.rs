@@ -25,6 +25,9 @@ pub enum StoreError {
     /// A path to nothing.
     #[error("there is no file {}", .0.display())]
     NoFile(PathBuf),
+    /// A path to a folder, a pipe or a device.
+    #[error("{} is no regular file; name the .gguf itself", .0.display())]
+    NotAFile(PathBuf),
     /// The file in the cache is not the one that the catalog promises.
     #[error("{} is damaged (its SHA-256 is not the catalog's); `weir pull {name}` fetches it again", path.display())]
     Damaged {

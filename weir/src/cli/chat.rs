@@ -4,6 +4,7 @@ use super::speaker::{Reply, Speaker, Wishes};
 use super::{Interrupted, session};
 use crate::config::Config;
 use anyhow::{Context, bail};
+use std::borrow::Cow;
 use std::io::{self, IsTerminal, Read, Write};
 use std::time::{Duration, Instant};
 use weir_client::{End, Finish, Message, Piece};
@@ -157,6 +158,15 @@ impl Shown {
     }
 }
 
+/// Text for a terminal: a model's words must not move its cursor, set its title or fill its clipboard.
+fn printable(text: &str) -> Cow<'_, str> {
+    let steers = |c: char| c.is_control() && c != '\n' && c != '\t';
+    match text.contains(steers) {
+        true => text.replace(steers, "\u{fffd}").into(),
+        false => text.into(),
+    }
+}
+
 /// Prints an answer as it comes, until its end or Ctrl-C.
 pub(super) async fn show(mut reply: Reply) -> anyhow::Result<Shown> {
     let asked = Instant::now();
@@ -173,7 +183,10 @@ pub(super) async fn show(mut reply: Reply) -> anyhow::Result<Shown> {
                 let since = asked.elapsed();
                 shown.flowing = since - *shown.first.get_or_insert(since);
                 let mut out = io::stdout().lock();
-                out.write_all(text.as_bytes())?;
+                match out.is_terminal() {
+                    true => out.write_all(printable(&text).as_bytes())?,
+                    false => out.write_all(text.as_bytes())?,
+                }
                 out.flush()?;
                 shown.text += &text;
             }
@@ -188,4 +201,15 @@ pub(super) async fn show(mut reply: Reply) -> anyhow::Result<Shown> {
         writeln!(io::stdout())?;
     }
     outcome.map(|()| shown)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_terminal_is_not_steered() {
+        assert_eq!(printable("größe\t1\n"), "größe\t1\n");
+        assert_eq!(printable("a\u{1b}[2Jb\r\u{9b}c\u{7}"), "a\u{fffd}[2Jb\u{fffd}\u{fffd}c\u{fffd}");
+    }
 }

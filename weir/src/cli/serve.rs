@@ -2,7 +2,7 @@
 use super::ending::{Asked, asked_to_stop};
 use super::serving::{self, Announced, Serving};
 use super::speaker::{device_options, find};
-use super::{Interrupted, output::note};
+use super::{Interrupted, output::note, store};
 use crate::cluster::{Cluster, Invitation};
 use crate::config::Config;
 use crate::driver::{Driver, DriverConfig, Port};
@@ -65,6 +65,7 @@ impl Serve {
             api_key: self.key.clone().or_else(|| config.api_key.clone()),
             allowed_hosts: config.allowed_hosts.clone(),
             allowed_origins: config.allowed_origins.clone(),
+            aliases: store(config)?.catalog().aliases(),
             ..GatewayConfig::new(self.http.unwrap_or(config.http))
         };
         super::runtime()?.block_on(async {

@@ -4,6 +4,7 @@ use super::output::note;
 use super::speaker::{Speaker, Wishes};
 use super::{Interrupted, explain};
 use crate::config::Config;
+use anyhow::Context;
 use rustyline::error::ReadlineError;
 use rustyline::history::FileHistory;
 use rustyline::{Config as LineConfig, Editor};
@@ -160,7 +161,7 @@ impl Session<'_> {
             }
             ("save", "") => anyhow::bail!("/save needs the name of a file"),
             ("save", path) => {
-                fs::write(path, markdown(&self.messages))?;
+                fs::write(path, markdown(&self.messages)).with_context(|| path.to_owned())?;
                 note(&format!("saved to {path}"));
             }
             (other, _) => anyhow::bail!("there is no command /{other}; /help lists them"),

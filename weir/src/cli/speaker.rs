@@ -100,7 +100,8 @@ impl Here {
         if room == 0 {
             let (length, context) = (prompt.len(), self.model.context);
             return Err(anyhow!(
-                "the conversation has {length} tokens, {} takes {context}; shorten it, or /clear",
+                "that is {length} tokens, {} takes {context} with its answer; shorten it (in a conversation, /clear \
+                 forgets what was said)",
                 self.model.name
             ));
         }

@@ -1,4 +1,5 @@
 //! Which models there are, and whether their engines work.
+use super::Shared;
 use super::body::Body;
 use super::error::ApiError;
 use crate::driver::{Driver, ServedModel};
@@ -7,8 +8,10 @@ use hyper::{Response, StatusCode};
 use serde_json::{Value, json};
 use std::sync::Arc;
 
-/// The model called `name`: exactly, or without regard to case, to an owner before it (`owner/name`), to `.gguf` after it.
-pub(super) fn find(driver: &Driver, name: Option<&str>) -> Result<Arc<ServedModel>, ApiError> {
+/// The model called `name`: exactly, or without regard to case, to an owner before it (`owner/name`), to `.gguf` after it;
+/// or of which that is another name.
+pub(super) fn find(shared: &Shared, name: Option<&str>) -> Result<Arc<ServedModel>, ApiError> {
+    let driver = &shared.driver;
     let known = || driver.models().iter().map(|m| m.name.clone()).collect::<Vec<_>>();
     let Some(name) = name else { return Err(ApiError::no_model(None, &known())) };
     if let Some(model) = driver.model(name) {
@@ -18,12 +21,16 @@ pub(super) fn find(driver: &Driver, name: Option<&str>) -> Result<Arc<ServedMode
         let name = name.rsplit('/').next().unwrap_or(name).to_ascii_lowercase();
         name.strip_suffix(".gguf").map(str::to_owned).unwrap_or(name)
     };
+    let alike = |wanted: &str| {
+        let mut alike = driver.models().into_iter().filter(|m| plain(&m.name) == wanted);
+        alike.next().filter(|_| alike.next().is_none())
+    };
     let wanted = plain(name);
-    let mut alike = driver.models().into_iter().filter(|m| plain(&m.name) == wanted);
-    match (alike.next(), alike.next()) {
-        (Some(model), None) => Ok(model),
-        _ => Err(ApiError::no_model(Some(name), &known())),
-    }
+    let other = || {
+        let known = shared.aliases.iter().find(|(alias, _)| plain(alias) == wanted)?;
+        alike(&plain(&known.1))
+    };
+    alike(&wanted).or_else(other).ok_or_else(|| ApiError::no_model(Some(name), &known()))
 }
 
 /// `GET /v1/models`.
@@ -33,8 +40,8 @@ pub(super) fn list(driver: &Driver) -> Response<Body> {
 }
 
 /// `GET /v1/models/{id}`.
-pub(super) fn show(driver: &Driver, id: &str) -> Result<Response<Body>, ApiError> {
-    Ok(respond(StatusCode::OK, &describe(&*find(driver, Some(id))?)))
+pub(super) fn show(shared: &Shared, id: &str) -> Result<Response<Body>, ApiError> {
+    Ok(respond(StatusCode::OK, &describe(&*find(shared, Some(id))?)))
 }
 
 /// `GET /healthz`: 503 where a restart would help.

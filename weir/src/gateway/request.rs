@@ -57,7 +57,7 @@ const COMPLETION_TOKENS: u32 = 16;
 impl Request {
     pub(super) fn parse(api: Api, body: &[u8], shared: &Shared) -> Result<Request, ApiError> {
         let mut fields = Fields::parse(body)?;
-        let model = super::models::find(&shared.driver, fields.string("model")?.as_deref())?;
+        let model = super::models::find(shared, fields.string("model")?.as_deref())?;
         refuse_unsupported(api, &mut fields)?;
         let prompts = match api {
             Api::Chat => vec![chat_prompt(&mut fields)?],

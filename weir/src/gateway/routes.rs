@@ -91,7 +91,7 @@ async fn handle(
     };
     match (endpoint, request.method()) {
         (Endpoint::Models, &Method::GET | &Method::HEAD) => Ok(models::list(&shared.driver)),
-        (Endpoint::Model(id), &Method::GET | &Method::HEAD) => models::show(&shared.driver, &id),
+        (Endpoint::Model(id), &Method::GET | &Method::HEAD) => models::show(shared, &id),
         (Endpoint::Live, &Method::GET | &Method::HEAD) => Ok(models::live(&shared.driver)),
         (Endpoint::Ready, &Method::GET | &Method::HEAD) => Ok(models::ready(&shared.driver)),
         (Endpoint::Admin(route), _) => admin::respond(shared, route, request).await,

@@ -130,6 +130,19 @@ async fn models_that_are_not_there() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn models_go_by_their_other_names() {
+    let other = |name: &str, model: &str| (name.to_owned(), model.to_owned());
+    let server =
+        Server::with(|c| c.aliases = vec![other("nothing", MODEL), other("elsewhere", "absent")]).await;
+    for (name, status) in [("nothing", 200), ("owner/Nothing.gguf", 200), ("elsewhere", 404), ("absent", 404)]
+    {
+        let reply = server.complete(&json!({ "model": name, "prompt": "x" })).await;
+        assert_eq!(reply.status, status, "{name}: {reply:?}");
+        assert!(status != 200 || reply.json()["model"] == MODEL, "{reply:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn bodies_that_are_not_json() {
     let server = Server::start().await;
     let deep = "[".repeat(100_000);

@@ -74,6 +74,7 @@ fn an_unknown_name_is_answered_with_near_ones() {
     let error = store.resolve("tinny").unwrap_err().to_string();
     assert!(error.contains("did you mean tiny"), "{error}");
     assert!(matches!(store.resolve("a/b.gguf"), Err(StoreError::NoFile(_))));
+    assert!(matches!(store.resolve(env!("CARGO_MANIFEST_DIR")), Err(StoreError::NotAFile(_))));
     assert!(matches!(store.resolve("tiny"), Err(StoreError::NotPulled { .. })));
 }
 
