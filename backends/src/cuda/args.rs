@@ -47,6 +47,8 @@ pub struct CacheArgs {
     pub angles: u64,
     pub keys: u64,
     pub values: u64,
+    pub key_scales: u64,
+    pub value_scales: u64,
     pub position: u64,
     pub table: u64,
     pub blocks: u64,

@@ -1,7 +1,8 @@
 // Attention over the paged cache on tensor cores, in spans of 128 positions whose sums are merged in order: a row has the
 // same bits whether its spans are computed by one thread block or by many.
 //
-// Of a block of 32 tokens the cache holds, for each key/value head, keys as [slot][HD] and values as [HD][slot], halves.
+// Of a block of 32 tokens the cache holds, for each key/value head, keys as [slot][HD] and values as [HD][slot]: halves, or
+// bytes with a half's scale for 32 values of a token, those of keys as [slot][HD / 32], of values as [HD / 32][slot].
 // Queries are split into two halves each (high and low), so that scores have nearly f32's precision.
 
 struct CacheArgs {
@@ -9,6 +10,7 @@ struct CacheArgs {
     const float *q_norm, *k_norm;
     const float2 *angles;   // [row][ANGLES], this layer's rope from `ANGLE0` on
     u16 *keys, *values;     // [block][kv head][...]
+    u16 *key_scales, *value_scales;
     const int *position, *table, *blocks;
     u64 *trace;
 };
@@ -24,7 +26,7 @@ struct AttendArgs {
 };
 
 // G: HD, HEADS, KV_HEADS, STRIDE, ROT (pairs that rotate), ADJACENT, ANGLES, ANGLE0, SCALE, WINDOW (0: none), CAP,
-//   Q_NORM, K_NORM, EPS, FORMS, NEXT_PAIRS
+//   Q_NORM, K_NORM, EPS, BYTES (of the cache, not halves), FORMS, NEXT_PAIRS
 
 // What preparing a head needs of its row and layer; it can be there before the head is.
 template <class G> struct Rotation {
@@ -77,9 +79,22 @@ DEV void write_cache(const CacheArgs &p, int row, int head, int which, int posit
     if (which == 0) prepare_head<G>(room, from, G::K_NORM ? p.k_norm : 0, rotation);
 #pragma unroll
     for (int i = 0; i < G::HD; i += 32) {
-        const u16 h = float_to_half(which ? from[i + lane] : room[i + lane]);
-        if (which) p.values[(at * G::HD + i + lane) * BLOCK_TOKENS + slot] = h;
-        else p.keys[(at * BLOCK_TOKENS + slot) * G::HD + i + lane] = h;
+        const float x = which ? from[i + lane] : room[i + lane];
+        const long long place = which ? (at * G::HD + i + lane) * BLOCK_TOKENS + slot : (at * BLOCK_TOKENS + slot) * G::HD + i + lane;
+        u16 *cache = which ? p.values : p.keys;
+        u16 h;
+        if (G::BYTES) {
+            const u32 top = __reduce_max_sync(ALL, __float_as_uint(x) & 0x7fffffffu);
+            const u16 scale = float_to_half(__fmul_rn(__uint_as_float(top), 1.0f / 127.0f));
+            const float d = half_to_float(scale);
+            const int q = max(-127, min(127, __float2int_rn(d > 0 ? __fdiv_rn(x, d) : 0.0f)));
+            ((i8 *)cache)[place] = (i8)q;
+            if (lane == 0) {
+                if (which) p.value_scales[(at * (G::HD / 32) + i / 32) * BLOCK_TOKENS + slot] = scale;
+                else p.key_scales[(at * BLOCK_TOKENS + slot) * (G::HD / 32) + i / 32] = scale;
+            }
+            h = float_to_half(__fmul_rn(d, (float)q));
+        } else cache[place] = h = float_to_half(x);
         if (kept) kept[i + lane] = h;
     }
 }
@@ -125,6 +140,16 @@ DEV u32 replace(u32 w, bool here, int place, u32 one) {
     return !here ? w : place & 1 ? (w & 0xffffu) | one << 16 : (w & 0xffff0000u) | one;
 }
 
+// Eight bytes and their scales as eight halves.
+DEV u32 two_halves(u32 bytes, int from, float d0, float d1) {
+    const u16 a = float_to_half(__fmul_rn(d0, (float)(i8)(bytes >> from))), b = float_to_half(__fmul_rn(d1, (float)(i8)(bytes >> (from + 8))));
+    return a | (u32)b << 16;
+}
+DEV uint4 eight_halves(uint2 q, uint4 d) {
+    return make_uint4(two_halves(q.x, 0, low_half(d.x), high_half(d.x)), two_halves(q.x, 16, low_half(d.y), high_half(d.y)),
+                      two_halves(q.y, 0, low_half(d.z), high_half(d.z)), two_halves(q.y, 16, low_half(d.w), high_half(d.w)));
+}
+
 // A lane's part of the keys and values of a span: keys of the warp's sixteen, values of the warp's columns.
 template <class G> struct Span {
     static constexpr int NTO = (G::HD / 8 + 7) / 8;
@@ -135,12 +160,21 @@ template <class G> struct Span {
         const int index = span * 4 + (warp >> 1);
         const bool there = index * BLOCK_TOKENS <= last;
         const long long block = there ? (long long)p.blocks[table + index] * G::KV_HEADS + kv_head : 0;
-        const u16 *keys = p.keys + (block * BLOCK_TOKENS + (warp & 1) * 16 + g) * G::HD + t * 8;
+        const long long first = block * BLOCK_TOKENS + (warp & 1) * 16 + g;
 #pragma unroll
         for (int h = 0; h < G::HD; h += 32)
 #pragma unroll
-            for (int n = 0; n < 2; n++)
-                k[h / 32][n] = there ? *(const uint4 *)(keys + n * 8 * G::HD + h) : make_uint4(0, 0, 0, 0);
+            for (int n = 0; n < 2; n++) {
+                const long long slot = first + n * 8, at = slot * G::HD + h + t * 8;
+                uint4 v = make_uint4(0, 0, 0, 0);
+                if (there) {
+                    if (G::BYTES) {
+                        const u32 d = p.key_scales[slot * (G::HD / 32) + h / 32], both = d | d << 16;
+                        v = eight_halves(*(const uint2 *)((const u8 *)p.keys + at), make_uint4(both, both, both, both));
+                    } else v = *(const uint4 *)(p.keys + at);
+                }
+                k[h / 32][n] = v;
+            }
     }
     INLINE void load_values(const CacheArgs &p, int kv_head, int span, int table, int last) {
         const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, g = lane >> 2, t = lane & 3;
@@ -152,8 +186,14 @@ template <class G> struct Span {
 #pragma unroll
             for (int i = 0; i < NTO; i++) {
                 const int n = warp + i * 8;
-                v[i][b] = there && n * 8 < G::HD ? *(const uint4 *)(p.values + (block * G::HD + n * 8 + g) * BLOCK_TOKENS + t * 8)
-                                                 : make_uint4(0, 0, 0, 0);
+                const long long at = (block * G::HD + n * 8 + g) * BLOCK_TOKENS + t * 8;
+                v[i][b] = make_uint4(0, 0, 0, 0);
+                if (there && n * 8 < G::HD) {
+                    if (G::BYTES) {
+                        const u16 *d = p.value_scales + (block * (G::HD / 32) + n / 4) * BLOCK_TOKENS + t * 8;
+                        v[i][b] = eight_halves(*(const uint2 *)((const u8 *)p.values + at), *(const uint4 *)d);
+                    } else v[i][b] = *(const uint4 *)(p.values + at);
+                }
             }
         }
     }

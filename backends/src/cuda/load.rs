@@ -153,9 +153,6 @@ pub fn lower(
             plan.hidden
         )));
     }
-    if kv.kv != KvType::F16 {
-        return Err(unsupported("CUDA keeps keys and values in f16; ask for f16"));
-    }
     let out = Lowered {
         bytes: 0,
         weights_bytes: 0,
@@ -404,7 +401,7 @@ impl Lowering<'_> {
         _ = write!(
             text,
             "static constexpr int HD = {}, HEADS = {}, KV_HEADS = {}, STRIDE = {stride}, ROT = {}, ADJACENT = {}, \
-             ANGLES = {}, ANGLE0 = {angle0}, WINDOW = {}, Q_NORM = {}, K_NORM = {}, FORMS = {forms}, NEXT_PAIRS = {};\n\
+             ANGLES = {}, ANGLE0 = {angle0}, WINDOW = {}, Q_NORM = {}, K_NORM = {}, BYTES = {}, FORMS = {forms}, NEXT_PAIRS = {};\n\
              static constexpr float SCALE = {}, CAP = {}, EPS = {};",
             h.head_dim,
             h.heads,
@@ -415,6 +412,7 @@ impl Lowering<'_> {
             s.window.unwrap_or(0),
             u8::from(qkv.q_norm.is_some()),
             u8::from(qkv.k_norm.is_some()),
+            u8::from(self.kv.kv == KvType::Q8_0),
             (h.heads * h.head_dim).div_ceil(PAIR),
             c(s.scale),
             c(s.soft_cap.unwrap_or(0.0)),
@@ -426,8 +424,12 @@ impl Lowering<'_> {
             self.out.attends.push(Generated { constants: text, split: None, tiles });
             self.out.attends.len() - 1
         });
-        let half = self.kv.blocks as usize * h.kv_heads * BLOCK_TOKENS * h.head_dim * 2;
-        self.out.cache_bytes += 2 * half;
+        let values = self.kv.blocks as usize * h.kv_heads * BLOCK_TOKENS * h.head_dim;
+        let (half, scales) = match self.kv.kv {
+            KvType::F16 => (2 * values, 0),
+            KvType::Q8_0 => (values, values / 32 * 2),
+        };
+        self.out.cache_bytes += 2 * (half + scales);
         let mut norm = |n: &Option<Norm>| n.as_ref().map_or(Ok(0), |n| self.vector(&n.weight, h.head_dim));
         let (q_norm, k_norm) = (norm(&qkv.q_norm)?, norm(&qkv.k_norm)?);
         let cache = CacheArgs {
@@ -437,6 +439,8 @@ impl Lowering<'_> {
             angles: self.out.enter.angles,
             keys: self.take(half),
             values: self.take(half),
+            key_scales: self.take(scales),
+            value_scales: self.take(scales),
             ..CacheArgs::default()
         };
         let args = AttendArgs {

@@ -22,9 +22,9 @@ fn gpu() -> Cuda {
 }
 
 /// Logits of every row of 70 tokens, prefilled at once.
-fn logits(device: &dyn Device, file: &ModelFile) -> Vec<f32> {
+fn logits(device: &dyn Device, file: &ModelFile, kv: KvType) -> Vec<f32> {
     let plan = models::plan(file).unwrap();
-    let layout = KvLayout { blocks: 4, kv: KvType::F16, slots: 1, rows: 128 };
+    let layout = KvLayout { blocks: 4, kv, slots: 1, rows: 128 };
     let mut program = device.compile(file, &plan, 0..plan.layers.len(), layout).unwrap();
     let ids: Vec<u32> = (0..70u32).map(|i| (i * 37 + 11) % plan.vocab as u32).collect();
     let want = Want::Logits(ids.len() as u32);
@@ -43,7 +43,7 @@ fn error(a: &[f32], reference: &[f32]) -> f64 {
 }
 
 /// A random model whose matrices have type `ty`, against the reference on the same file.
-fn check_type(device: &Cuda, family: &'static str, ty: GgmlType, tolerance: f64) -> bool {
+fn check_type(device: &Cuda, family: &'static str, ty: GgmlType, kv: KvType, tolerance: f64) -> bool {
     let mut random = Random::tiny(family, 3);
     random.matrices = ty;
     if ty.block_values() == 256 {
@@ -51,8 +51,8 @@ fn check_type(device: &Cuda, family: &'static str, ty: GgmlType, tolerance: f64)
         random.shape.heads = Heads { heads: 4, kv_heads: 2, head_dim: 64 };
     }
     let file = random.file();
-    let error = error(&logits(device, &file), &logits(&Reference::default(), &file));
-    eprintln!("{family} {ty:?}: {error:.2e}");
+    let error = error(&logits(device, &file, kv), &logits(&Reference::default(), &file, kv));
+    eprintln!("{family} {ty:?} {kv:?}: {error:.2e}");
     error < tolerance
 }
 
@@ -75,7 +75,7 @@ fn every_type_meets_the_reference() {
             continue;
         }
         let float = matches!(ty, GgmlType::F32 | GgmlType::F16 | GgmlType::BF16);
-        if !check_type(&gpu, "llama", ty, if float { 6e-3 } else { 0.03 }) {
+        if !check_type(&gpu, "llama", ty, KvType::F16, if float { 6e-3 } else { 0.03 }) {
             wrong.push(ty);
         }
     }
@@ -87,7 +87,8 @@ fn every_type_meets_the_reference() {
 fn every_family_meets_the_reference() {
     let gpu = gpu();
     for family in ["qwen2", "qwen3", "gemma3"] {
-        assert!(check_type(&gpu, family, GgmlType::Q8_0, 0.03), "{family}");
+        assert!(check_type(&gpu, family, GgmlType::Q8_0, KvType::F16, 0.03), "{family}");
+        assert!(check_type(&gpu, family, GgmlType::BF16, KvType::Q8_0, 0.02), "{family}");
     }
 }
 
@@ -161,12 +162,12 @@ fn prefill_from(
 #[cfg_attr(not(feature = "cuda-emulator"), ignore = "needs an NVIDIA GPU")]
 fn long_sequences_have_the_same_bits_alone_together_and_at_once() {
     let gpu = gpu();
-    for family in ["llama", "gemma3"] {
+    for (family, kv) in [("llama", KvType::F16), ("gemma3", KvType::Q8_0)] {
         let mut random = Random::tiny(family, 21);
         random.shape.layers = if EMULATED { 2 } else { 8 };
         let file = random.file();
         let plan = models::plan(&file).unwrap();
-        let layout = KvLayout { blocks: 48, kv: KvType::F16, slots: 3, rows: 512 };
+        let layout = KvLayout { blocks: 48, kv, slots: 3, rows: 512 };
         let mut program = gpu.compile(&file, &plan, 0..plan.layers.len(), layout).unwrap();
         let tables: [Arc<[u32]>; 3] = [(0..14).collect(), (14..28).rev().collect(), (28..42).collect()];
         let (longest, steps) = if EMULATED { (250, 12) } else { (300, 100) };
