@@ -7,12 +7,15 @@
 #![forbid(unsafe_code)]
 
 mod block;
+mod breaker;
+mod group;
 mod interface;
 mod node;
 mod policy;
 mod pool;
 mod request;
 mod schedule;
+mod serving;
 mod time;
 
 pub use block::{BLOCK_TOKENS, BlockKey, KvType, chain};

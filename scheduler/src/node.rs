@@ -21,6 +21,8 @@ pub struct TextId(pub [u8; 32]);
 pub struct Profile {
     /// For a person.
     pub name: String,
+    /// Who it is, across connections; 0 where that isn't known. Whoever takes the connection says so, not the node.
+    pub identity: u64,
     /// Whose it is.
     pub trust: Trust,
     /// Its devices, for a person.

@@ -1,57 +1,45 @@
 //! The nodes: what they hold, how busy they are, and how long a request would take on each.
+use crate::breaker::Breaker;
+use crate::group::{Group, Standing};
+use crate::serving::{Prediction, Serving};
 use crate::{
-    Generate, Held, ModelId, ModelView, NodeId, NodeView, Offer, Policy, Priority, Profile, RequestId,
-    Status, Time, Trust,
+    BlockKey, Generate, ModelId, ModelView, NodeId, NodeView, Offer, Policy, Profile, RequestId, Status, Time,
+    Trust,
 };
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-/// Weight of the newest observation in a moving average.
-const NEWEST: f64 = 0.2;
-/// Corrections of a node's own figures stay within this factor either way.
-const CORRECTION_MAX: f64 = 32.0;
 /// How long a node that had no room isn't asked again.
 pub(crate) const BUSY_PAUSE: Duration = Duration::from_millis(50);
+/// Candidates of each kind: with the prompt's beginning in the cache, the soonest done (of each numerics), at random.
+const DRAW_PREFIX: usize = 4;
+const DRAW_BEST: usize = 4;
+const DRAW_RANDOM: usize = 2;
+/// Output of a common request, for the order of nodes.
+const COMMON_OUTPUT: u32 = 128;
+/// A node that is lost so soon after it came has failed.
+const FLAP: Duration = Duration::from_secs(60);
 
 /// A node of the pool.
 #[derive(Debug)]
 pub(crate) struct Node {
     pub name: String,
+    /// Who it is, across connections.
+    identity: u64,
     trust: Trust,
+    connected: Time,
     /// When it last said anything.
     pub heard: Time,
+    /// It has said nothing for long.
+    suspect: bool,
     /// By its own word.
     draining: bool,
     /// By ours.
     drained: bool,
+    /// It fails too often: only if there is nobody else.
+    rests_until: Time,
     models: BTreeMap<ModelId, Serving>,
     pub requests: BTreeSet<RequestId>,
-}
-
-/// A model on a node.
-#[derive(Debug)]
-struct Serving {
-    held: Held,
-    alive: bool,
-    /// Our requests there, by priority.
-    running: [u32; 3],
-    /// Prompt tokens of our requests there that have no token yet.
-    queued_tokens: u64,
-    /// Observed over stated time, of prefill and of decode.
-    prefill_ratio: f64,
-    decode_ratio: f64,
-    steps: u64,
-    /// That came from there.
-    tokens: u64,
-    progress: Time,
-    busy_until: Time,
-}
-
-/// What was expected of a request when it was placed.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Prediction {
-    pub ttft: Duration,
-    pub token_time: Duration,
 }
 
 /// What a search for a node came to.
@@ -79,8 +67,6 @@ pub(crate) enum Refusal {
 /// What a search must know beside the request itself.
 pub(crate) struct Search<'a> {
     pub now: Time,
-    /// Nodes heard of before this are not asked.
-    pub heard_since: Time,
     pub policy: &'a dyn Policy,
     /// Nodes that failed it.
     pub tried: &'a [NodeId],
@@ -88,12 +74,29 @@ pub(crate) struct Search<'a> {
     pub numerics: Option<&'a str>,
     /// Tokens of output yet to come, by experience.
     pub expected_output: u32,
+    /// Of its prompt's blocks.
+    pub keys: &'a [BlockKey],
+    /// Random.
+    pub draw: u64,
+}
+
+/// What one node is to a request.
+enum Considered {
+    /// It can have it, at that cost.
+    On(f64, Prediction),
+    /// It could, but has no room before then.
+    Full(Option<Time>),
+    /// It could, but fails too often.
+    Resting(f64, Prediction),
+    Refused(String),
+    Unfit,
 }
 
 #[derive(Debug, Default)]
 pub(crate) struct Pool {
     nodes: BTreeMap<NodeId, Node>,
-    holders: BTreeMap<ModelId, BTreeSet<NodeId>>,
+    groups: BTreeMap<ModelId, Group>,
+    breaker: Breaker,
 }
 
 impl Node {
@@ -103,65 +106,30 @@ impl Node {
     }
 }
 
-impl Serving {
-    fn new(now: Time, held: Held) -> Serving {
-        Serving {
-            alive: true,
-            running: [0; 3],
-            queued_tokens: 0,
-            prefill_ratio: 1.0,
-            decode_ratio: 1.0,
-            steps: 0,
-            tokens: 0,
-            progress: now,
-            busy_until: now,
-            held,
-        }
-    }
-
-    fn total(&self) -> u32 {
-        self.running.iter().sum()
-    }
-
-    /// A slot is free, or would be if those of lesser priority stepped aside; what waits there is bounded.
-    fn has_room(&self, now: Time, priority: Priority) -> bool {
-        let ahead: u32 = self.running[priority as usize..].iter().sum();
-        now >= self.busy_until && ahead < self.held.slots && self.total() < 2 * self.held.slots
-    }
-
-    /// DESIGN: `ttft = (queued + prompt) / prefill rate`, corrected by what was observed.
-    fn predict(&self, tokens: u64) -> Prediction {
-        let rates = &self.held.rates;
-        let rate = f64::from(rates.prefill_tokens_per_s.max(1e-3));
-        let prefill_s = (self.queued_tokens + tokens) as f64 / rate;
-        let token_time = rates.token_time(self.total() + 1, self.held.slots).mul_f64(self.decode_ratio);
-        let ttft = Duration::from_secs_f64((prefill_s * self.prefill_ratio).min(1e6)) + token_time;
-        Prediction { ttft, token_time }
-    }
-}
-
-fn correct(ratio: &mut f64, predicted: Duration, observed: Duration) {
-    let seen = *ratio * observed.as_secs_f64() / predicted.as_secs_f64().max(1e-9);
-    *ratio = (*ratio + NEWEST * (seen - *ratio)).clamp(1.0 / CORRECTION_MAX, CORRECTION_MAX);
-}
-
 impl Pool {
     pub fn node(&self, id: NodeId) -> Option<&Node> {
         self.nodes.get(&id)
     }
 
-    pub fn ids(&self) -> impl Iterator<Item = NodeId> + '_ {
-        self.nodes.keys().copied()
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.nodes.len()
     }
 
     /// A node connects, or says that it holds other models than before.
     pub fn profile(&mut self, now: Time, id: NodeId, profile: Profile) {
+        let identity = if profile.identity == 0 { id.0 } else { profile.identity };
+        let rests_until = self.breaker.rests(identity).unwrap_or(Time::ZERO);
         let node = self.nodes.entry(id).or_insert_with(|| Node {
             name: String::new(),
+            identity,
             trust: Trust::Own,
+            connected: now,
             heard: now,
+            suspect: false,
             draining: false,
             drained: false,
+            rests_until,
             models: BTreeMap::new(),
             requests: BTreeSet::new(),
         });
@@ -173,66 +141,127 @@ impl Pool {
             held.slots = held.slots.max(1);
             let model = held.model;
             let serving = match before.remove(&model) {
-                Some(old) => Serving { held, alive: true, ..old },
+                Some(old) => old.again(held),
                 None => Serving::new(now, held),
             };
-            self.holders.entry(model).or_default().insert(id);
+            self.groups.entry(model).or_default();
             node.models.insert(model, serving);
         }
-        for model in before.keys() {
-            self.unhold(*model, id);
+        for (model, serving) in before {
+            self.unhold(id, model, &serving);
+        }
+        self.touch_all(now, id);
+    }
+
+    fn unhold(&mut self, id: NodeId, model: ModelId, serving: &Serving) {
+        if let Some(group) = self.groups.get_mut(&model) {
+            serving.kept.keys().for_each(|key| forget_prefix(group, id, key));
+            group.remove(id);
+            if group.is_empty() {
+                self.groups.remove(&model);
+            }
         }
     }
 
-    fn unhold(&mut self, model: ModelId, id: NodeId) {
-        if let Some(holders) = self.holders.get_mut(&model) {
-            holders.remove(&id);
-            if holders.is_empty() {
-                self.holders.remove(&model);
-            }
+    /// Where a node stands among the holders of a model, as of now.
+    fn touch(&mut self, now: Time, id: NodeId, model: ModelId) {
+        let (Some(node), Some(group)) = (self.nodes.get(&id), self.groups.get_mut(&model)) else { return };
+        let Some(serving) = node.models.get(&model) else { return };
+        let fit = serving.alive && !node.suspect && !node.is_draining() && now >= node.rests_until;
+        let priorities = [crate::Priority::Background, crate::Priority::Normal, crate::Priority::Interactive];
+        let class = group.class(&serving.held.numerics);
+        for until in [serving.busy_until, node.rests_until].into_iter().filter(|until| now < *until) {
+            group.pause(id, until);
+        }
+        let open = priorities.map(|priority| fit && serving.has_room(now, priority));
+        group.set(id, Standing { class, cost_us: serving.common_cost_us(COMMON_OUTPUT), open });
+    }
+
+    fn touch_all(&mut self, now: Time, id: NodeId) {
+        for model in self.models_of(id) {
+            self.touch(now, id, model);
         }
     }
 
     /// A node doesn't hold a model that it was thought to hold.
     pub fn drop_model(&mut self, id: NodeId, model: ModelId) {
-        if let Some(node) = self.nodes.get_mut(&id) {
-            node.models.remove(&model);
-            self.unhold(model, id);
+        if let Some(serving) = self.nodes.get_mut(&id).and_then(|node| node.models.remove(&model)) {
+            self.unhold(id, model, &serving);
         }
     }
 
     /// A heartbeat. Returns the models whose engine has died since the last.
     pub fn status(&mut self, now: Time, id: NodeId, status: Status) -> Vec<ModelId> {
         let Some(node) = self.nodes.get_mut(&id) else { return Vec::new() };
+        let mut all = node.draining != status.draining;
         node.draining = status.draining;
-        let mut died = Vec::new();
+        let (mut died, mut changed) = (Vec::new(), Vec::new());
         for news in status.models {
             let Some(serving) = node.models.get_mut(&news.model) else { continue };
             if serving.alive && !news.alive {
                 died.push(news.model);
             }
+            all |= serving.alive != news.alive;
             serving.alive = news.alive;
             if news.steps != serving.steps {
                 serving.steps = news.steps;
                 serving.progress = now;
             }
-            if let Some(rates) = news.rates {
+            if let Some(rates) = news.rates.filter(|rates| *rates != serving.held.rates) {
                 serving.held.rates = rates;
+                changed.push(news.model);
             }
+        }
+        match all {
+            true => self.touch_all(now, id),
+            false => changed.into_iter().for_each(|model| self.touch(now, id, model)),
         }
         died
     }
 
     /// A node said something.
-    pub fn heard(&mut self, now: Time, id: NodeId) -> bool {
-        self.nodes.get_mut(&id).map(|node| node.heard = now).is_some()
+    pub fn heard(&mut self, now: Time, id: NodeId) {
+        let Some(node) = self.nodes.get_mut(&id) else { return };
+        node.heard = now;
+        if std::mem::take(&mut node.suspect) {
+            self.touch_all(now, id);
+        }
+    }
+
+    /// A node has said nothing for long.
+    pub fn suspect(&mut self, now: Time, id: NodeId) {
+        if let Some(node) = self.nodes.get_mut(&id) {
+            node.suspect = true;
+            self.touch_all(now, id);
+        }
+    }
+
+    /// A node failed a request, by its own fault.
+    pub fn failed(&mut self, now: Time, id: NodeId) {
+        let Some(node) = self.nodes.get_mut(&id) else { return };
+        if let Some(until) = self.breaker.failed(now, node.identity) {
+            node.rests_until = until;
+            self.touch_all(now, id);
+        }
+    }
+
+    /// A node finished a request.
+    pub fn worked(&mut self, now: Time, id: NodeId) {
+        let Some(node) = self.nodes.get_mut(&id) else { return };
+        self.breaker.worked(node.identity);
+        if std::mem::replace(&mut node.rests_until, Time::ZERO) > now {
+            self.touch_all(now, id);
+        }
     }
 
     /// A node is gone. Returns it with what it was running.
-    pub fn remove(&mut self, id: NodeId) -> Option<Node> {
-        let node = self.nodes.remove(&id)?;
-        for model in node.models.keys() {
-            self.unhold(*model, id);
+    pub fn remove(&mut self, now: Time, id: NodeId) -> Option<Node> {
+        let mut node = self.nodes.remove(&id)?;
+        for (model, serving) in std::mem::take(&mut node.models) {
+            self.unhold(id, model, &serving);
+        }
+        if now.since(node.connected) < FLAP {
+            self.breaker.failed(now, node.identity);
         }
         Some(node)
     }
@@ -257,18 +286,20 @@ impl Pool {
     }
 
     /// Gives a request to a node. The caller has found that there is room.
-    pub fn take(&mut self, id: NodeId, ask: &Generate, tokens: u64) {
+    pub fn take(&mut self, now: Time, id: NodeId, ask: &Generate, tokens: u64) {
         let Some(node) = self.nodes.get_mut(&id) else { return };
         node.requests.insert(ask.request);
         if let Some(serving) = node.models.get_mut(&ask.model) {
             serving.running[ask.priority as usize] += 1;
             serving.queued_tokens += tokens;
         }
+        self.touch(now, id, ask.model);
     }
 
-    /// Its prompt is done, after `observed`.
+    /// A request's prompt is done, after `observed`: `tokens` of it were still to be done, and its blocks are there now.
     pub fn first_token(
         &mut self,
+        now: Time,
         id: NodeId,
         model: ModelId,
         tokens: u64,
@@ -277,14 +308,33 @@ impl Pool {
     ) {
         if let Some(serving) = self.serving(id, model) {
             serving.queued_tokens = serving.queued_tokens.saturating_sub(tokens);
-            correct(&mut serving.prefill_ratio, predicted, observed);
+            serving.observe_prefill(predicted, observed);
+            self.touch(now, id, model);
         }
     }
 
+    /// A node has these blocks in its cache now.
+    pub fn remember(&mut self, id: NodeId, model: ModelId, keys: &[BlockKey]) {
+        let Some(serving) = self.nodes.get_mut(&id).and_then(|n| n.models.get_mut(&model)) else { return };
+        let (new, gone) = serving.kept.used(keys);
+        let Some(group) = self.groups.get_mut(&model) else { return };
+        new.into_iter().for_each(|key| group.prefixes.entry(key).or_default().push(id));
+        gone.iter().for_each(|key| forget_prefix(group, id, key));
+    }
+
+    /// It turned out that a node has not these blocks.
+    pub fn forget(&mut self, id: NodeId, model: ModelId, keys: &[BlockKey]) {
+        let Some(serving) = self.nodes.get_mut(&id).and_then(|n| n.models.get_mut(&model)) else { return };
+        let gone = serving.kept.forget(keys);
+        let Some(group) = self.groups.get_mut(&model) else { return };
+        gone.iter().for_each(|key| forget_prefix(group, id, key));
+    }
+
     /// Tokens came `observed` apart.
-    pub fn observe_pace(&mut self, id: NodeId, model: ModelId, predicted: Duration, observed: Duration) {
+    pub fn observe_pace(&mut self, now: Time, id: NodeId, model: ModelId, predicted: Duration, observed: Duration) {
         if let Some(serving) = self.serving(id, model) {
-            correct(&mut serving.decode_ratio, predicted, observed);
+            serving.observe_pace(predicted, observed);
+            self.touch(now, id, model);
         }
     }
 
@@ -297,9 +347,10 @@ impl Pool {
     }
 
     /// Whether a node is to get nothing new.
-    pub fn drain(&mut self, id: NodeId, on: bool) {
+    pub fn drain(&mut self, now: Time, id: NodeId, on: bool) {
         if let Some(node) = self.nodes.get_mut(&id) {
             node.drained = on;
+            self.touch_all(now, id);
         }
     }
 
@@ -329,11 +380,12 @@ impl Pool {
     pub fn busy(&mut self, now: Time, id: NodeId, model: ModelId) {
         if let Some(serving) = self.serving(id, model) {
             serving.busy_until = now + BUSY_PAUSE;
+            self.touch(now, id, model);
         }
     }
 
     /// Takes a request from a node; `tokens` of its prompt were still to be done.
-    pub fn release(&mut self, id: NodeId, ask: &Generate, tokens: u64) {
+    pub fn release(&mut self, now: Time, id: NodeId, ask: &Generate, tokens: u64) {
         let Some(node) = self.nodes.get_mut(&id) else { return };
         node.requests.remove(&ask.request);
         if let Some(serving) = node.models.get_mut(&ask.model) {
@@ -341,55 +393,116 @@ impl Pool {
             *running = running.saturating_sub(1);
             serving.queued_tokens = serving.queued_tokens.saturating_sub(tokens);
         }
+        self.touch(now, id, ask.model);
     }
 
-    /// The best node for a request.
-    pub fn place(&self, ask: &Generate, search: &Search<'_>) -> Place {
-        let Some(holders) = self.holders.get(&ask.model) else { return Place::Never(Refusal::NoModel) };
-        let tokens = (ask.prompt.len() + ask.output.len()) as u64;
+    /// The best node for a request: of a few that are drawn, or of all, if none of those will do.
+    pub fn place(&mut self, ask: &Generate, search: &Search<'_>) -> Place {
+        let over = self.groups.get_mut(&ask.model).map(|group| group.resumed(search.now)).unwrap_or_default();
+        for id in over {
+            self.touch(search.now, id, ask.model);
+        }
+        let Some(group) = self.groups.get(&ask.model) else { return Place::Never(Refusal::NoModel) };
+        let mut drawn = group.with_prefix(search.keys, search.draw, DRAW_PREFIX);
+        drawn.extend(group.best(ask.priority, DRAW_BEST));
+        drawn.extend((0..DRAW_RANDOM as u32).filter_map(|n| group.drawn(search.draw.rotate_left(17 * (n + 1)))));
+        let best = self.best_of(ask, search, drawn.into_iter());
+        match best.or_else(|| self.best_of(ask, search, group.open(ask.priority))) {
+            Some((id, prediction)) => Place::On(id, prediction),
+            None => self.wait_or_give_up(ask, search, group),
+        }
+    }
+
+    fn best_of(
+        &self,
+        ask: &Generate,
+        search: &Search<'_>,
+        candidates: impl Iterator<Item = NodeId>,
+    ) -> Option<(NodeId, Prediction)> {
         let mut best: Option<(f64, NodeId, Prediction)> = None;
-        let mut wait: Option<Option<Time>> = None;
-        let mut longest = 0;
-        let mut refusal = None;
-        for (id, node) in holders.iter().filter_map(|id| Some((*id, self.nodes.get(id)?))) {
-            let Some(serving) = node.models.get(&ask.model) else { continue };
-            longest = longest.max(serving.held.context);
-            if tokens >= u64::from(serving.held.context)
-                || search.tried.contains(&id)
-                || node.is_draining()
-                || !serving.alive
+        for id in candidates {
+            if let Considered::On(cost, prediction) = self.consider(id, ask, search)
+                && best.is_none_or(|(least, at, _)| (cost, id) < (least, at))
             {
-                continue;
-            }
-            let prediction = serving.predict(tokens);
-            let offer = Offer {
-                node: id,
-                name: &node.name,
-                trust: node.trust,
-                held: &serving.held,
-                running: serving.total(),
-                ttft: prediction.ttft,
-                total: prediction.ttft + prediction.token_time.saturating_mul(search.expected_output),
-                same_numerics: search.numerics.is_none_or(|n| n == serving.held.numerics),
-            };
-            if let Err(reason) = search.policy.admits(ask, &offer) {
-                refusal = Some(reason);
-            } else if node.heard < search.heard_since || !serving.has_room(search.now, ask.priority) {
-                let pause = Some(serving.busy_until).filter(|until| *until > search.now);
-                wait = Some(pause.into_iter().chain(wait.flatten()).min());
-            } else {
-                let cost = search.policy.cost(ask, &offer);
-                if best.is_none_or(|(least, ..)| cost < least) {
-                    best = Some((cost, id, prediction));
-                }
+                best = Some((cost, id, prediction));
             }
         }
-        match (best, refusal) {
+        best.map(|(_, id, prediction)| (id, prediction))
+    }
+
+    /// Nobody has room: whether somebody will, or who rests is to be asked after all, or why it can never be.
+    fn wait_or_give_up(&self, ask: &Generate, search: &Search<'_>, group: &Group) -> Place {
+        let (mut longest, mut refusal) = (0, None);
+        let mut resting: Option<(f64, NodeId, Prediction)> = None;
+        for id in group.holders() {
+            longest = longest.max(self.context(id, ask.model));
+            match self.consider(id, ask, search) {
+                Considered::On(_, prediction) => return Place::On(id, prediction),
+                Considered::Full(until) => return Place::Wait(until),
+                Considered::Resting(cost, prediction) => {
+                    if resting.is_none_or(|(least, ..)| cost < least) {
+                        resting = Some((cost, id, prediction));
+                    }
+                }
+                Considered::Refused(reason) => refusal = Some(reason),
+                Considered::Unfit => {}
+            }
+        }
+        let tokens = (ask.prompt.len() + ask.output.len()) as u64;
+        match (resting, refusal) {
             (Some((_, id, prediction)), _) => Place::On(id, prediction),
-            _ if wait.is_some() => Place::Wait(wait.flatten()),
             _ if tokens >= u64::from(longest) => Place::Never(Refusal::TooLong { longest }),
             (None, Some(reason)) => Place::Never(Refusal::Policy(reason)),
             (None, None) => Place::Never(Refusal::Exhausted),
+        }
+    }
+
+    fn context(&self, id: NodeId, model: ModelId) -> u32 {
+        self.nodes.get(&id).and_then(|n| n.models.get(&model)).map_or(0, |s| s.held.context)
+    }
+
+    fn consider(&self, id: NodeId, ask: &Generate, search: &Search<'_>) -> Considered {
+        let Some(node) = self.nodes.get(&id) else { return Considered::Unfit };
+        let Some(serving) = node.models.get(&ask.model) else { return Considered::Unfit };
+        let tokens = (ask.prompt.len() + ask.output.len()) as u64;
+        let unfit = tokens >= u64::from(serving.held.context)
+            || search.tried.contains(&id)
+            || node.is_draining()
+            || !serving.alive;
+        if unfit {
+            return Considered::Unfit;
+        }
+        let prediction = serving.predict(tokens, search.keys);
+        let offer = Offer {
+            node: id,
+            name: &node.name,
+            trust: node.trust,
+            held: &serving.held,
+            running: serving.total(),
+            ttft: prediction.ttft,
+            total: prediction.total(search.expected_output),
+            same_numerics: search.numerics.is_none_or(|n| n == serving.held.numerics),
+        };
+        if let Err(reason) = search.policy.admits(ask, &offer) {
+            return Considered::Refused(reason);
+        }
+        let now = search.now;
+        if node.suspect || !serving.has_room(now, ask.priority) {
+            return Considered::Full(Some(serving.busy_until).filter(|until| *until > now));
+        }
+        let cost = search.policy.cost(ask, &offer);
+        match node.rests_until > now {
+            true => Considered::Resting(cost, prediction),
+            false => Considered::On(cost, prediction),
+        }
+    }
+}
+
+fn forget_prefix(group: &mut Group, id: NodeId, key: &BlockKey) {
+    if let Some(nodes) = group.prefixes.get_mut(key) {
+        nodes.retain(|node| *node != id);
+        if nodes.is_empty() {
+            group.prefixes.remove(key);
         }
     }
 }

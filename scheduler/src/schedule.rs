@@ -1,8 +1,9 @@
 //! The state machine: requests and what nodes say go in, what to send and what to tell clients comes out.
-use crate::pool::{BUSY_PAUSE, Place, Pool, Prediction, Refusal, Search};
+use crate::pool::{BUSY_PAUSE, Place, Pool, Refusal, Search};
+use crate::serving::Prediction;
 use crate::{
-    Event, Failure, FailureKind, FromNode, Generate, Input, Limits, Load, ModelId, NodeId, NodeView, Output,
-    Policy, Priority, RequestId, Time, ToNode, Token,
+    BLOCK_TOKENS, BlockKey, Event, Failure, FailureKind, FromNode, Generate, Input, KvType, Limits, Load, ModelId, NodeId, NodeView,
+    Output, Policy, Priority, RequestId, Time, ToNode, Token, chain,
 };
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -29,7 +30,12 @@ pub struct Scheduler {
     /// Silence before this isn't held against anybody: we weren't listening ourselves.
     excused: Time,
     expected_output: f64,
+    /// SplitMix64.
+    random: u64,
 }
+
+/// Blocks at the beginning of a prompt that are looked for in caches, at most.
+const KEYS_MAX: usize = 256;
 
 /// A place in the queue.
 type Turn = (Reverse<Priority>, RequestId);
@@ -43,6 +49,8 @@ enum Timer {
 struct Request {
     /// As the next node will get it: `output` grows with what has been delivered.
     ask: Box<Generate>,
+    /// Of its prompt's blocks.
+    keys: Vec<BlockKey>,
     deadline: Option<Time>,
     phase: Phase,
     /// Nodes that failed it, and what the last of them said.
@@ -90,8 +98,8 @@ impl Run {
 }
 
 impl Scheduler {
-    /// A scheduler without nodes.
-    pub fn new(limits: Limits, policy: Box<dyn Policy>) -> Scheduler {
+    /// A scheduler without nodes. From equal seeds and inputs come equal outputs.
+    pub fn new(limits: Limits, policy: Box<dyn Policy>, seed: u64) -> Scheduler {
         Scheduler {
             policy,
             pool: Pool::default(),
@@ -103,6 +111,7 @@ impl Scheduler {
             excused: Time::ZERO,
             expected_output: f64::from(limits.output_guess),
             limits,
+            random: seed,
         }
     }
 
@@ -126,7 +135,7 @@ impl Scheduler {
             }
             Input::Lost { node, reason } => self.lost(now, node, &reason),
             Input::Drain { node, on } => {
-                self.pool.drain(node, on);
+                self.pool.drain(now, node, on);
                 match on {
                     true => self.vacate(now, node),
                     false => self.retry_all(now, node),
@@ -149,7 +158,7 @@ impl Scheduler {
     /// How much there is of everything.
     pub fn load(&self) -> Load {
         Load {
-            nodes: self.pool.ids().count(),
+            nodes: self.pool.len(),
             running: self.requests.len() - self.waiting_total,
             waiting: self.waiting_total,
         }
@@ -174,6 +183,7 @@ impl Scheduler {
             bereft: false,
             orphaned: None,
             timer: None,
+            keys: chain(ask.model, KvType::F16, ask.salt, &ask.prompt).take(KEYS_MAX).collect(),
             ask,
         };
         self.requests.insert(request, entry);
@@ -246,12 +256,11 @@ impl Scheduler {
         let running: Vec<RequestId> =
             self.pool.node(node).map(|n| n.requests.iter().copied().collect()).unwrap_or_default();
         for id in running {
-            let Some(request) = self.requests.get(&id) else { continue };
-            if let Place::On(elsewhere, _) = self.search(now, request)
+            if let Place::On(elsewhere, _) = self.search(now, id, Some(node))
                 && elsewhere != node
             {
                 self.stop_running(id);
-                self.requeue(id, None);
+                self.requeue(now, id, None);
                 self.place(now, id);
             }
         }
@@ -259,7 +268,7 @@ impl Scheduler {
 
     fn lost(&mut self, now: Time, id: NodeId, reason: &str) {
         let models = self.pool.models_of(id);
-        let Some(node) = self.pool.remove(id) else { return };
+        let Some(node) = self.pool.remove(now, id) else { return };
         for request in node.requests {
             if let Some(request) = self.requests.get_mut(&request) {
                 request.bereft = true;
@@ -290,7 +299,7 @@ impl Scheduler {
         match event {
             Event::Token(token) => self.token(now, id, token),
             Event::Finished { .. } => {
-                self.note_finish(id);
+                self.note_finish(now, id, &event);
                 self.end(now, id, event);
             }
             Event::Failed(failure) => self.node_failed(now, node, id, failure),
@@ -306,13 +315,16 @@ impl Scheduler {
         }
         if u64::from(token.position) > next || next >= u64::from(request.ask.max_tokens) {
             let reason = format!("a node sent token {} where {next} was due", token.position);
+            let node = run.node;
+            self.pool.failed(now, node);
             self.stop_running(id);
             return self.displace(now, id, reason);
         }
         if run.first.is_none() {
             run.first = Some(now);
             let observed = now.since(run.sent);
-            self.pool.first_token(run.node, request.ask.model, run.queued, run.predicted.ttft, observed);
+            self.pool.remember(run.node, request.ask.model, &request.keys);
+            self.pool.first_token(now, run.node, request.ask.model, run.queued, run.predicted.ttft, observed);
             run.queued = 0;
             if request.numerics.is_none() {
                 request.numerics = self.pool.numerics(run.node, request.ask.model).map(str::to_owned);
@@ -323,14 +335,27 @@ impl Scheduler {
         self.outputs.push_back(Output::Emit { request: id, event: Event::Token(token) });
     }
 
-    fn note_finish(&mut self, id: RequestId) {
+    fn note_finish(&mut self, now: Time, id: RequestId, event: &Event) {
         let Some(request) = self.requests.get(&id) else { return };
         let Phase::Running(run) = &request.phase else { return };
+        let (node, ask) = (run.node, &request.ask);
+        self.pool.worked(now, node);
+        if let Event::Finished { usage, .. } = event
+            && u64::from(usage.cached_tokens) + (BLOCK_TOKENS as u64) < run.predicted.cached
+        {
+            // Our reckoning of its cache was wrong.
+            self.pool.forget(node, ask.model, &request.keys);
+        } else {
+            // The next turn of a conversation begins with this one.
+            let whole = [ask.prompt.as_slice(), &ask.output].concat();
+            let keys: Vec<BlockKey> = chain(ask.model, KvType::F16, ask.salt, &whole).take(KEYS_MAX).collect();
+            self.pool.remember(node, ask.model, &keys);
+        }
         let tokens = request.ask.output.len() as f64;
         self.expected_output += 0.1 * (tokens - self.expected_output);
         if let Some(first) = run.first.filter(|_| run.tokens >= 8 && !run.held_up) {
             let pace = run.last.since(first) / (run.tokens - 1);
-            self.pool.observe_pace(run.node, request.ask.model, run.predicted.token_time, pace);
+            self.pool.observe_pace(now, run.node, request.ask.model, run.predicted.token_time, pace);
         }
     }
 
@@ -342,7 +367,7 @@ impl Scheduler {
             FailureKind::Busy if request.busy < self.limits.busy_max => {
                 request.busy += 1;
                 self.pool.busy(now, node, model);
-                self.requeue(id, Some(now + BUSY_PAUSE));
+                self.requeue(now, id, Some(now + BUSY_PAUSE));
                 self.place(now, id);
             }
             FailureKind::Busy => self.end(now, id, Event::Failed(failure)),
@@ -350,7 +375,10 @@ impl Scheduler {
                 self.pool.drop_model(node, model);
                 self.displace(now, id, failure.message);
             }
-            FailureKind::Cancelled | FailureKind::Internal => self.displace(now, id, failure.message),
+            FailureKind::Cancelled | FailureKind::Internal => {
+                self.pool.failed(now, node);
+                self.displace(now, id, failure.message);
+            }
         }
     }
 
@@ -361,7 +389,7 @@ impl Scheduler {
             request.tried.push(run.node);
         }
         request.trouble = Some(reason);
-        self.requeue(id, None);
+        self.requeue(now, id, None);
         self.place(now, id);
     }
 
@@ -387,10 +415,10 @@ impl Scheduler {
     }
 
     /// Takes a request off its node, if it is on one, and lets it wait.
-    fn requeue(&mut self, id: RequestId, until: Option<Time>) {
+    fn requeue(&mut self, now: Time, id: RequestId, until: Option<Time>) {
         let Some(request) = self.requests.get_mut(&id) else { return };
         if let Phase::Running(run) = &request.phase {
-            self.pool.release(run.node, &request.ask, run.queued);
+            self.pool.release(now, run.node, &request.ask, run.queued);
             request.ask.attempt += 1;
         }
         request.phase = Phase::Waiting { until };
@@ -411,17 +439,17 @@ impl Scheduler {
             self.end_failed(now, id, FailureKind::Internal, message);
             return false;
         }
-        match self.search(now, request) {
+        match self.search(now, id, None) {
             Place::On(node, predicted) => {
                 self.start(now, id, node, predicted);
                 false
             }
             Place::Wait(until) => {
-                self.requeue(id, until);
+                self.requeue(now, id, until);
                 true
             }
             Place::Never(Refusal::NoModel | Refusal::Exhausted) if self.may_hope(now, id) => {
-                self.requeue(id, None);
+                self.requeue(now, id, None);
                 true
             }
             Place::Never(refusal) => {
@@ -439,25 +467,31 @@ impl Scheduler {
         request.bereft && now < *request.orphaned.get_or_insert(now + wait)
     }
 
-    fn search(&self, now: Time, request: &Request) -> Place {
+    /// Where a request would go now, but for one node.
+    fn search(&mut self, now: Time, id: RequestId, not_on: Option<NodeId>) -> Place {
+        let draw = self.draw();
+        let Some(request) = self.requests.get(&id) else { return Place::Wait(None) };
         let left = request.ask.max_tokens.saturating_sub(request.ask.output.len() as u32);
+        let tried: Vec<NodeId> = request.tried.iter().copied().chain(not_on).collect();
         let search = Search {
             now,
-            heard_since: self.heard_since(now),
             policy: self.policy.as_ref(),
-            tried: &request.tried,
+            tried: &tried,
             numerics: request.numerics.as_deref(),
             expected_output: left.min(self.expected_output as u32),
+            keys: &request.keys,
+            draw,
         };
         self.pool.place(&request.ask, &search)
     }
 
-    /// A node that said nothing since then is suspect.
-    fn heard_since(&self, now: Time) -> Time {
-        if now.since(self.excused) <= self.limits.suspect_after {
-            return Time::ZERO;
-        }
-        now - self.limits.suspect_after
+    /// Random bits.
+    fn draw(&mut self) -> u64 {
+        self.random = self.random.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.random;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
     }
 
     fn explain(&self, id: RequestId, refusal: Refusal) -> (FailureKind, String) {
@@ -488,8 +522,9 @@ impl Scheduler {
     fn start(&mut self, now: Time, id: RequestId, node: NodeId, predicted: Prediction) {
         self.dequeue(id);
         let Some(request) = self.requests.get_mut(&id) else { return };
-        let queued = (request.ask.prompt.len() + request.ask.output.len()) as u64;
-        self.pool.take(node, &request.ask, queued);
+        let tokens = (request.ask.prompt.len() + request.ask.output.len()) as u64;
+        let queued = tokens.saturating_sub(predicted.cached);
+        self.pool.take(now, node, &request.ask, queued);
         (request.bereft, request.orphaned) = (false, None);
         request.phase = Phase::Running(Run {
             node,
@@ -548,7 +583,7 @@ impl Scheduler {
         }
         self.outputs.push_back(Output::Emit { request: id, event });
         if let Phase::Running(run) = request.phase {
-            self.pool.release(run.node, &request.ask, run.queued);
+            self.pool.release(now, run.node, &request.ask, run.queued);
             self.retry(now, request.ask.model, false);
         }
     }
@@ -609,6 +644,7 @@ impl Scheduler {
         let lost = heard + self.limits.lost_after;
         if now < lost {
             // Perhaps it comes back; but those who can go on elsewhere needn't wait for that.
+            self.pool.suspect(now, id);
             self.vacate(now, id);
             self.timers.insert((lost.min(now + self.limits.suspect_after), Timer::Node(id)));
             return;
@@ -642,15 +678,13 @@ impl Scheduler {
     /// Nothing has come of it for long: it goes on elsewhere, if there is room right now.
     fn stalled(&mut self, now: Time, id: RequestId, node: NodeId) {
         let reason = format!("node {} made no progress", self.node_name(node));
+        let elsewhere = self.search(now, id, Some(node));
         let Some(request) = self.requests.get_mut(&id) else { return };
-        request.tried.push(node);
-        let elsewhere = self.requests.get(&id).map(|request| self.search(now, request));
-        let Some(request) = self.requests.get_mut(&id) else { return };
-        request.tried.pop();
         let Phase::Running(run) = &mut request.phase else { return };
         run.stalls += 1;
         run.last = now;
-        if matches!(elsewhere, Some(Place::On(..))) {
+        if matches!(elsewhere, Place::On(..)) {
+            self.pool.failed(now, node);
             self.stop_running(id);
             self.displace(now, id, reason);
         } else if run.stalls >= self.limits.stalls_max {

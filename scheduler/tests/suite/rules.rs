@@ -7,7 +7,7 @@ use weir_scheduler::{
 };
 
 fn scheduler(nodes: u64) -> Scheduler {
-    let mut scheduler = Scheduler::new(Limits { waiting_max: 3, ..Limits::default() }, Box::new(Fastest));
+    let mut scheduler = Scheduler::new(Limits { waiting_max: 3, ..Limits::default() }, Box::new(Fastest), 1);
     for id in 0..nodes {
         let input = Input::Connected { node: NodeId(id), profile: profile(&format!("n{id}"), 2) };
         scheduler.handle(Time::ZERO, input);

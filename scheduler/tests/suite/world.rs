@@ -132,7 +132,7 @@ impl World {
         let mut world = World {
             rng: Rng(seed),
             now: Time::ZERO,
-            scheduler: Scheduler::new(Limits::default(), Box::new(Fastest)),
+            scheduler: Scheduler::new(Limits::default(), Box::new(Fastest), seed),
             nodes: BTreeMap::new(),
             agenda: BTreeMap::new(),
             number: 0,

@@ -194,6 +194,7 @@ impl From<&vocabulary::Profile> for Profile {
 pub(super) fn profile(p: Profile) -> Result<vocabulary::Profile, FrameError> {
     Ok(vocabulary::Profile {
         name: p.name,
+        identity: 0,
         trust: if p.guest { Trust::Guest } else { Trust::Own },
         devices: p.devices,
         memory_free: p.memory_free,

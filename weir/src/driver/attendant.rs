@@ -166,6 +166,7 @@ impl Attendant {
         if let Some(member) = member {
             profile.name = member.name.clone();
             profile.trust = member.trust;
+            profile.identity = member.key.0.first_chunk().map_or(0, |key| u64::from_le_bytes(*key));
         }
         for held in self.shelf.missing(&profile) {
             let fetched = timeout(FETCHING, self.fetch(&held)).await;

@@ -3,6 +3,7 @@ use super::conductor::{self, Command};
 use super::shelf::Shelf;
 use super::{Driver, Inner, ServedModel};
 use serde::{Deserialize, Serialize};
+use std::hash::{BuildHasher, RandomState};
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::sync::Arc;
@@ -320,6 +321,11 @@ fn served(loaded: &Loaded) -> ServedModel {
     }
 }
 
+/// Different each time: the standard library's hash keys are the system's randomness.
+fn seed() -> u64 {
+    RandomState::new().hash_one(0)
+}
+
 /// Now, in seconds.
 pub(super) fn since_1970() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs())
@@ -328,7 +334,7 @@ pub(super) fn since_1970() -> u64 {
 fn bring_up(shelf: Shelf, residents: Vec<Resident>) -> Driver {
     let (commands, inbox) = mpsc::channel::<Command>(COMMANDS_MAX);
     let (cancels, cancelled) = mpsc::unbounded_channel();
-    let scheduler = Scheduler::new(Limits::default(), Box::new(Fastest));
+    let scheduler = Scheduler::new(Limits::default(), Box::new(Fastest), seed());
     let shelf = Arc::new(shelf);
     let nodes = conductor::spawn(scheduler, shelf.clone(), inbox, cancelled, commands.downgrade());
     let inner = Inner {

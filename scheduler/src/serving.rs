@@ -1,0 +1,205 @@
+//! A model on a node: how busy it is there, how fast, and which beginnings of prompts it still has.
+use crate::{BLOCK_TOKENS, BlockKey, Held, Priority, Time};
+use std::collections::{HashMap, VecDeque};
+use std::time::Duration;
+
+/// Weight of the newest observation in a moving average.
+const NEWEST: f64 = 0.2;
+/// Corrections of a node's own figures stay within this factor either way.
+const CORRECTION_MAX: f64 = 32.0;
+/// KV blocks that are remembered of a model on a node, at most.
+const KEPT_MAX: usize = 2048;
+/// A common request, for the order of nodes: tokens of its prompt.
+const COMMON_PROMPT: u64 = 256;
+
+/// What was expected of a request when it was placed.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Prediction {
+    pub ttft: Duration,
+    pub token_time: Duration,
+    /// Tokens of its prompt that are in the cache already.
+    pub cached: u64,
+}
+
+impl Prediction {
+    /// To the last of so many tokens.
+    pub fn total(&self, output: u32) -> Duration {
+        self.ttft + self.token_time.saturating_mul(output)
+    }
+}
+
+/// A model on a node.
+#[derive(Debug)]
+pub(crate) struct Serving {
+    pub held: Held,
+    pub alive: bool,
+    /// Our requests there, by priority.
+    pub running: [u32; 3],
+    /// Prompt tokens of our requests there that have no token yet.
+    pub queued_tokens: u64,
+    /// Observed over stated time, of prefill and of decode.
+    prefill_ratio: f64,
+    pub decode_ratio: f64,
+    pub steps: u64,
+    /// That came from there.
+    pub tokens: u64,
+    pub progress: Time,
+    pub busy_until: Time,
+    pub kept: Kept,
+}
+
+impl Serving {
+    pub fn new(now: Time, held: Held) -> Serving {
+        Serving {
+            alive: true,
+            running: [0; 3],
+            queued_tokens: 0,
+            prefill_ratio: 1.0,
+            decode_ratio: 1.0,
+            steps: 0,
+            tokens: 0,
+            progress: now,
+            busy_until: now,
+            kept: Kept::new(held.kv_blocks),
+            held,
+        }
+    }
+
+    /// The same, as the node describes it now.
+    pub fn again(self, held: Held) -> Serving {
+        Serving { held, alive: true, ..self }
+    }
+
+    /// Our requests there.
+    pub fn total(&self) -> u32 {
+        self.running.iter().sum()
+    }
+
+    /// A slot is free, or would be if those of lesser priority stepped aside; what waits there is bounded.
+    pub fn has_room(&self, now: Time, priority: Priority) -> bool {
+        let ahead: u32 = self.running[priority as usize..].iter().sum();
+        now >= self.busy_until && ahead < self.held.slots && self.total() < 2 * self.held.slots
+    }
+
+    /// DESIGN: `ttft = (queued + prompt - cached) / prefill rate`, corrected by what was observed.
+    pub fn predict(&self, tokens: u64, keys: &[BlockKey]) -> Prediction {
+        let cached = (self.kept.leading(keys) * BLOCK_TOKENS) as u64;
+        let cached = cached.min(tokens.saturating_sub(1));
+        let rates = &self.held.rates;
+        let rate = f64::from(rates.prefill_tokens_per_s.max(1e-3));
+        let prefill_s = (self.queued_tokens + tokens - cached) as f64 / rate;
+        let token_time = rates.token_time(self.total() + 1, self.held.slots).mul_f64(self.decode_ratio);
+        let ttft = Duration::from_secs_f64((prefill_s * self.prefill_ratio).min(1e6)) + token_time;
+        Prediction { ttft, token_time, cached }
+    }
+
+    /// When it would be done with a common request, from now on; microseconds.
+    pub fn common_cost_us(&self, output: u32) -> u64 {
+        let total = self.predict(COMMON_PROMPT, &[]).total(output);
+        u64::try_from(total.as_micros()).unwrap_or(u64::MAX)
+    }
+
+    /// A prompt was done after `observed`.
+    pub fn observe_prefill(&mut self, predicted: Duration, observed: Duration) {
+        correct(&mut self.prefill_ratio, predicted, observed);
+    }
+
+    /// Tokens came `observed` apart.
+    pub fn observe_pace(&mut self, predicted: Duration, observed: Duration) {
+        correct(&mut self.decode_ratio, predicted, observed);
+    }
+}
+
+fn correct(ratio: &mut f64, predicted: Duration, observed: Duration) {
+    let seen = *ratio * observed.as_secs_f64() / predicted.as_secs_f64().max(1e-9);
+    *ratio = (*ratio + NEWEST * (seen - *ratio)).clamp(1.0 / CORRECTION_MAX, CORRECTION_MAX);
+}
+
+/// Which KV blocks a node has by our reckoning: the ones used last, as many as fit.
+#[derive(Debug)]
+pub(crate) struct Kept {
+    /// By key, when it was used last.
+    stamps: HashMap<BlockKey, u64>,
+    /// Uses, oldest first; those that are not the last of their key count for nothing.
+    uses: VecDeque<(BlockKey, u64)>,
+    next: u64,
+    most: usize,
+}
+
+impl Kept {
+    fn new(kv_blocks: u32) -> Kept {
+        let most = (kv_blocks as usize).min(KEPT_MAX);
+        Kept { stamps: HashMap::new(), uses: VecDeque::new(), next: 0, most }
+    }
+
+    /// How many of these, from the first, are there. Who has a block has had all before it.
+    pub fn leading(&self, keys: &[BlockKey]) -> usize {
+        keys.partition_point(|key| self.stamps.contains_key(key))
+    }
+
+    /// They were used. Returns those that are new, and those that had to go.
+    pub fn used(&mut self, keys: &[BlockKey]) -> (Vec<BlockKey>, Vec<BlockKey>) {
+        let (mut new, mut gone) = (Vec::new(), Vec::new());
+        // The last block first, so that the beginnings of prompts outlive their ends.
+        for key in keys[..keys.len().min(self.most)].iter().rev() {
+            self.next += 1;
+            if self.stamps.insert(*key, self.next).is_none() {
+                new.push(*key);
+            }
+            self.uses.push_back((*key, self.next));
+        }
+        while self.stamps.len() > self.most || self.uses.len() > 4 * self.most.max(1) {
+            let Some((key, stamp)) = self.uses.pop_front() else { break };
+            match self.stamps.get(&key) {
+                Some(last) if *last == stamp && self.stamps.len() > self.most => {
+                    self.stamps.remove(&key);
+                    gone.push(key);
+                }
+                // The last use of what stays.
+                Some(last) if *last == stamp => {
+                    self.next += 1;
+                    self.stamps.insert(key, self.next);
+                    self.uses.push_back((key, self.next));
+                }
+                _ => {}
+            }
+        }
+        (new, gone)
+    }
+
+    /// It turned out that they are not there. Returns those that we thought were.
+    pub fn forget(&mut self, keys: &[BlockKey]) -> Vec<BlockKey> {
+        keys.iter().filter(|key| self.stamps.remove(key).is_some()).copied().collect()
+    }
+
+    /// All of them.
+    pub fn keys(&self) -> impl Iterator<Item = &BlockKey> {
+        self.stamps.keys()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn key(n: u8) -> BlockKey {
+        BlockKey([n; 16])
+    }
+
+    #[test]
+    fn the_oldest_blocks_go_first_and_the_record_is_bounded() {
+        let mut kept = Kept::new(4);
+        assert_eq!(kept.used(&[key(1), key(2)]).0.len(), 2);
+        kept.used(&[key(3), key(4)]);
+        assert_eq!(kept.used(&[key(1)]), (vec![], vec![]));
+        let (new, gone) = kept.used(&[key(5)]);
+        assert_eq!((new, gone), (vec![key(5)], vec![key(2)]), "2 is older than 1, which was used again");
+        assert_eq!(kept.leading(&[key(1), key(2)]), 1);
+        for _ in 0..1000 {
+            kept.used(&[key(1), key(5)]);
+        }
+        assert!(kept.uses.len() <= 16 && kept.stamps.len() == 4);
+        assert_eq!(kept.used(&(0..100).map(key).collect::<Vec<_>>()).0.len(), 2, "no more than fit: 0 and 2 are new");
+        assert_eq!(kept.forget(&[key(0), key(99)]), [key(0)]);
+    }
+}
