@@ -11,6 +11,8 @@ pub(crate) struct Standing {
     pub cost_us: u64,
     /// Whether it takes one, by priority.
     pub open: [bool; 3],
+    /// It would take one if it had room.
+    pub fit: bool,
 }
 
 /// The holders of a model.
@@ -24,6 +26,8 @@ pub(crate) struct Group {
     classes: Vec<String>,
     /// Those with room, by priority: by class, then the soonest done.
     open: [BTreeSet<(u16, u64, NodeId)>; 3],
+    /// Those without, likewise.
+    full: [BTreeSet<(u16, u64, NodeId)>; 3],
     /// Those that have no room until then.
     paused: BTreeSet<(Time, NodeId)>,
     /// Who has which beginnings of prompts in its cache, as far as we know.
@@ -52,8 +56,11 @@ impl Group {
         };
         self.close(node);
         for priority in 0..3 {
+            let entry = (standing.class, standing.cost_us, node);
             if standing.open[priority] {
-                self.open[priority].insert((standing.class, standing.cost_us, node));
+                self.open[priority].insert(entry);
+            } else if standing.fit {
+                self.full[priority].insert(entry);
             }
         }
         self.standings.insert(node, (at, standing));
@@ -63,6 +70,7 @@ impl Group {
         if let Some((_, old)) = self.standings.get(&node) {
             for priority in 0..3 {
                 self.open[priority].remove(&(old.class, old.cost_us, node));
+                self.full[priority].remove(&(old.class, old.cost_us, node));
             }
         }
     }
@@ -107,10 +115,22 @@ impl Group {
 
     /// The soonest done of each class.
     pub fn best(&self, priority: Priority, of_each: usize) -> impl Iterator<Item = NodeId> + '_ {
-        let open = &self.open[priority as usize];
+        self.first(&self.open[priority as usize], of_each)
+    }
+
+    /// The soonest done of each class, among those without room.
+    pub fn best_full(&self, priority: Priority, of_each: usize) -> impl Iterator<Item = NodeId> + '_ {
+        self.first(&self.full[priority as usize], of_each)
+    }
+
+    fn first<'a>(
+        &'a self,
+        set: &'a BTreeSet<(u16, u64, NodeId)>,
+        of_each: usize,
+    ) -> impl Iterator<Item = NodeId> + 'a {
         let classes = u16::try_from(self.classes.len()).unwrap_or(u16::MAX);
         (0..classes).flat_map(move |class| {
-            open.range((class, 0, NodeId(0))..=(class, u64::MAX, NodeId(u64::MAX))).take(of_each).map(|e| e.2)
+            set.range((class, 0, NodeId(0))..=(class, u64::MAX, NodeId(u64::MAX))).take(of_each).map(|e| e.2)
         })
     }
 

@@ -22,6 +22,8 @@ pub struct Offer<'a> {
     pub ttft: Duration,
     /// Predicted time to the last token.
     pub total: Duration,
+    /// What the requests that run there already would lose by it, all together.
+    pub burden: Duration,
     /// The request's earlier tokens, if any, came from the same numerics: the same tokens follow.
     pub same_numerics: bool,
 }
@@ -34,7 +36,8 @@ pub trait Policy: Send {
     fn cost(&self, ask: &Generate, offer: &Offer<'_>) -> f64;
 }
 
-/// Whoever is done first; a request under way stays with its numerics if it can.
+/// Whoever is done first, where what others lose by it counts as much; a request under way stays with its numerics if
+/// it can.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Fastest;
 
@@ -50,6 +53,6 @@ impl Policy for Fastest {
     }
 
     fn cost(&self, _: &Generate, offer: &Offer<'_>) -> f64 {
-        offer.total.as_secs_f64() + if offer.same_numerics { 0.0 } else { OTHER_NUMERICS_S }
+        (offer.total + offer.burden).as_secs_f64() + if offer.same_numerics { 0.0 } else { OTHER_NUMERICS_S }
     }
 }

@@ -3,8 +3,8 @@ use crate::breaker::Breaker;
 use crate::group::{Group, Standing};
 use crate::serving::{Prediction, Serving};
 use crate::{
-    BlockKey, Generate, ModelId, ModelView, NodeId, NodeView, Offer, Policy, Profile, RequestId, Status, Time,
-    Trust,
+    BlockKey, Generate, ModelId, ModelView, NodeId, NodeView, Offer, Policy, Profile, RequestId, Status,
+    Time, Trust,
 };
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -15,6 +15,9 @@ pub(crate) const BUSY_PAUSE: Duration = Duration::from_millis(50);
 const DRAW_PREFIX: usize = 4;
 const DRAW_BEST: usize = 4;
 const DRAW_RANDOM: usize = 2;
+/// Waiting for a faster node is worth it if it ends within this share of what the best node with room would take:
+/// predictions err.
+const WORTH_WAITING: f64 = 0.7;
 /// Output of a common request, for the order of nodes.
 const COMMON_OUTPUT: u32 = 128;
 /// A node that is lost so soon after it came has failed.
@@ -78,14 +81,16 @@ pub(crate) struct Search<'a> {
     pub keys: &'a [BlockKey],
     /// Random.
     pub draw: u64,
+    /// Requests that wait for the same model, before it.
+    pub ahead: usize,
 }
 
 /// What one node is to a request.
 enum Considered {
     /// It can have it, at that cost.
     On(f64, Prediction),
-    /// It could, but has no room before then.
-    Full(Option<Time>),
+    /// It could, but has no room, at least not before then; at what cost if it had.
+    Full(f64, Prediction, Option<Time>),
     /// It could, but fails too often.
     Resting(f64, Prediction),
     Refused(String),
@@ -174,7 +179,8 @@ impl Pool {
             group.pause(id, until);
         }
         let open = priorities.map(|priority| fit && serving.has_room(now, priority));
-        group.set(id, Standing { class, cost_us: serving.common_cost_us(COMMON_OUTPUT), open });
+        let fit = fit && now >= serving.busy_until;
+        group.set(id, Standing { class, cost_us: serving.common_cost_us(COMMON_OUTPUT), open, fit });
     }
 
     fn touch_all(&mut self, now: Time, id: NodeId) {
@@ -303,12 +309,12 @@ impl Pool {
         id: NodeId,
         model: ModelId,
         tokens: u64,
-        predicted: Duration,
+        stated: Duration,
         observed: Duration,
     ) {
         if let Some(serving) = self.serving(id, model) {
             serving.queued_tokens = serving.queued_tokens.saturating_sub(tokens);
-            serving.observe_prefill(predicted, observed);
+            serving.observe_prefill(stated, observed);
             self.touch(now, id, model);
         }
     }
@@ -331,9 +337,16 @@ impl Pool {
     }
 
     /// Tokens came `observed` apart.
-    pub fn observe_pace(&mut self, now: Time, id: NodeId, model: ModelId, predicted: Duration, observed: Duration) {
+    pub fn observe_pace(
+        &mut self,
+        now: Time,
+        id: NodeId,
+        model: ModelId,
+        stated: Duration,
+        observed: Duration,
+    ) {
         if let Some(serving) = self.serving(id, model) {
-            serving.observe_pace(predicted, observed);
+            serving.observe_pace(stated, observed);
             self.touch(now, id, model);
         }
     }
@@ -405,12 +418,43 @@ impl Pool {
         let Some(group) = self.groups.get(&ask.model) else { return Place::Never(Refusal::NoModel) };
         let mut drawn = group.with_prefix(search.keys, search.draw, DRAW_PREFIX);
         drawn.extend(group.best(ask.priority, DRAW_BEST));
-        drawn.extend((0..DRAW_RANDOM as u32).filter_map(|n| group.drawn(search.draw.rotate_left(17 * (n + 1)))));
+        drawn.extend(
+            (0..DRAW_RANDOM as u32).filter_map(|n| group.drawn(search.draw.rotate_left(17 * (n + 1)))),
+        );
         let best = self.best_of(ask, search, drawn.into_iter());
         match best.or_else(|| self.best_of(ask, search, group.open(ask.priority))) {
-            Some((id, prediction)) => Place::On(id, prediction),
+            Some((cost, id, prediction)) => match self.sooner_elsewhere(cost, ask, search, group) {
+                Some(at) => Place::Wait(Some(at)),
+                None => Place::On(id, prediction),
+            },
             None => self.wait_or_give_up(ask, search, group),
         }
+    }
+
+    /// Whether a request that could go somewhere at this cost (in seconds, as the policy counts) had better wait for a
+    /// place on a faster node; and when to look again, if none becomes free before.
+    fn sooner_elsewhere(
+        &self,
+        cost: f64,
+        ask: &Generate,
+        search: &Search<'_>,
+        group: &Group,
+    ) -> Option<Time> {
+        let (mut places_per_s, mut least) = (0.0, f64::MAX);
+        for id in group.best_full(ask.priority, DRAW_BEST) {
+            if let Considered::Full(there, prediction, _) = self.consider(id, ask, search)
+                && there < cost
+            {
+                let slots =
+                    self.nodes.get(&id).and_then(|n| n.models.get(&ask.model)).map_or(1, |s| s.held.slots);
+                let each_s = prediction.token_time.as_secs_f64() * f64::from(search.expected_output.max(1));
+                places_per_s += f64::from(slots) / each_s.max(1e-6);
+                least = least.min(there);
+            }
+        }
+        let wait_s = (search.ahead + 1) as f64 / places_per_s;
+        (wait_s + least < WORTH_WAITING * cost)
+            .then(|| search.now + Duration::from_secs_f64(wait_s.clamp(0.01, 10.0)))
     }
 
     fn best_of(
@@ -418,7 +462,7 @@ impl Pool {
         ask: &Generate,
         search: &Search<'_>,
         candidates: impl Iterator<Item = NodeId>,
-    ) -> Option<(NodeId, Prediction)> {
+    ) -> Option<(f64, NodeId, Prediction)> {
         let mut best: Option<(f64, NodeId, Prediction)> = None;
         for id in candidates {
             if let Considered::On(cost, prediction) = self.consider(id, ask, search)
@@ -427,7 +471,7 @@ impl Pool {
                 best = Some((cost, id, prediction));
             }
         }
-        best.map(|(_, id, prediction)| (id, prediction))
+        best
     }
 
     /// Nobody has room: whether somebody will, or who rests is to be asked after all, or why it can never be.
@@ -438,7 +482,7 @@ impl Pool {
             longest = longest.max(self.context(id, ask.model));
             match self.consider(id, ask, search) {
                 Considered::On(_, prediction) => return Place::On(id, prediction),
-                Considered::Full(until) => return Place::Wait(until),
+                Considered::Full(_, _, until) => return Place::Wait(until),
                 Considered::Resting(cost, prediction) => {
                     if resting.is_none_or(|(least, ..)| cost < least) {
                         resting = Some((cost, id, prediction));
@@ -481,16 +525,17 @@ impl Pool {
             running: serving.total(),
             ttft: prediction.ttft,
             total: prediction.total(search.expected_output),
+            burden: prediction.burden(search.expected_output),
             same_numerics: search.numerics.is_none_or(|n| n == serving.held.numerics),
         };
         if let Err(reason) = search.policy.admits(ask, &offer) {
             return Considered::Refused(reason);
         }
         let now = search.now;
-        if node.suspect || !serving.has_room(now, ask.priority) {
-            return Considered::Full(Some(serving.busy_until).filter(|until| *until > now));
-        }
         let cost = search.policy.cost(ask, &offer);
+        if node.suspect || !serving.has_room(now, ask.priority) {
+            return Considered::Full(cost, prediction, Some(serving.busy_until).filter(|until| *until > now));
+        }
         match node.rests_until > now {
             true => Considered::Resting(cost, prediction),
             false => Considered::On(cost, prediction),

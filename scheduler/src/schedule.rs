@@ -2,8 +2,8 @@
 use crate::pool::{BUSY_PAUSE, Place, Pool, Refusal, Search};
 use crate::serving::Prediction;
 use crate::{
-    BLOCK_TOKENS, BlockKey, Event, Failure, FailureKind, FromNode, Generate, Input, KvType, Limits, Load, ModelId, NodeId, NodeView,
-    Output, Policy, Priority, RequestId, Time, ToNode, Token, chain,
+    BLOCK_TOKENS, BlockKey, Event, Failure, FailureKind, FromNode, Generate, Input, KvType, Limits, Load,
+    ModelId, NodeId, NodeView, Output, Policy, Priority, RequestId, Time, ToNode, Token, chain,
 };
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -34,6 +34,8 @@ pub struct Scheduler {
     random: u64,
 }
 
+/// Requests that are counted as waiting before one, at most.
+const AHEAD_MAX: usize = 256;
 /// Blocks at the beginning of a prompt that are looked for in caches, at most.
 const KEYS_MAX: usize = 256;
 
@@ -324,7 +326,14 @@ impl Scheduler {
             run.first = Some(now);
             let observed = now.since(run.sent);
             self.pool.remember(run.node, request.ask.model, &request.keys);
-            self.pool.first_token(now, run.node, request.ask.model, run.queued, run.predicted.ttft, observed);
+            self.pool.first_token(
+                now,
+                run.node,
+                request.ask.model,
+                run.queued,
+                run.predicted.stated_ttft,
+                observed,
+            );
             run.queued = 0;
             if request.numerics.is_none() {
                 request.numerics = self.pool.numerics(run.node, request.ask.model).map(str::to_owned);
@@ -348,14 +357,15 @@ impl Scheduler {
         } else {
             // The next turn of a conversation begins with this one.
             let whole = [ask.prompt.as_slice(), &ask.output].concat();
-            let keys: Vec<BlockKey> = chain(ask.model, KvType::F16, ask.salt, &whole).take(KEYS_MAX).collect();
+            let keys: Vec<BlockKey> =
+                chain(ask.model, KvType::F16, ask.salt, &whole).take(KEYS_MAX).collect();
             self.pool.remember(node, ask.model, &keys);
         }
         let tokens = request.ask.output.len() as f64;
         self.expected_output += 0.1 * (tokens - self.expected_output);
         if let Some(first) = run.first.filter(|_| run.tokens >= 8 && !run.held_up) {
             let pace = run.last.since(first) / (run.tokens - 1);
-            self.pool.observe_pace(now, run.node, request.ask.model, run.predicted.token_time, pace);
+            self.pool.observe_pace(now, run.node, request.ask.model, run.predicted.stated_token_time, pace);
         }
     }
 
@@ -481,8 +491,16 @@ impl Scheduler {
             expected_output: left.min(self.expected_output as u32),
             keys: &request.keys,
             draw,
+            ahead: self.ahead(id, request),
         };
         self.pool.place(&request.ask, &search)
+    }
+
+    /// How many wait for the same model before this request; counted up to a bound, beyond which it makes no difference.
+    fn ahead(&self, id: RequestId, request: &Request) -> usize {
+        let turn = (Reverse(request.ask.priority), id);
+        let waiting = self.waiting.get(&request.ask.model);
+        waiting.map_or(0, |turns| turns.range(..turn).take(AHEAD_MAX).count())
     }
 
     /// Random bits.

@@ -17,6 +17,14 @@ const COMMON_PROMPT: u64 = 256;
 pub(crate) struct Prediction {
     pub ttft: Duration,
     pub token_time: Duration,
+    /// The same by the node's own figures: what observations are compared with. Comparing them with what had been
+    /// corrected already would correct twice for all that were under way meanwhile.
+    pub stated_ttft: Duration,
+    pub stated_token_time: Duration,
+    /// What a token of it costs those that run there already, all together.
+    token_burden: Duration,
+    /// And what its prompt costs them: they wait meanwhile.
+    prompt_burden: Duration,
     /// Tokens of its prompt that are in the cache already.
     pub cached: u64,
 }
@@ -25,6 +33,11 @@ impl Prediction {
     /// To the last of so many tokens.
     pub fn total(&self, output: u32) -> Duration {
         self.ttft + self.token_time.saturating_mul(output)
+    }
+
+    /// What those that run there already lose by it, all together. They are half done on average.
+    pub fn burden(&self, output: u32) -> Duration {
+        self.prompt_burden + self.token_burden.saturating_mul(output / 2)
     }
 }
 
@@ -88,30 +101,43 @@ impl Serving {
         let rates = &self.held.rates;
         let rate = f64::from(rates.prefill_tokens_per_s.max(1e-3));
         let prefill_s = (self.queued_tokens + tokens - cached) as f64 / rate;
-        let token_time = rates.token_time(self.total() + 1, self.held.slots).mul_f64(self.decode_ratio);
-        let ttft = Duration::from_secs_f64((prefill_s * self.prefill_ratio).min(1e6)) + token_time;
-        Prediction { ttft, token_time, cached }
+        let stated_token_time = rates.token_time(self.total() + 1, self.held.slots);
+        let token_time = stated_token_time.mul_f64(self.decode_ratio);
+        let seconds = |s: f64| Duration::from_secs_f64(s.min(1e6));
+        let others = self.total();
+        let slower = stated_token_time.saturating_sub(rates.token_time(others.max(1), self.held.slots));
+        let own_prefill_s = (tokens - cached) as f64 / rate * self.prefill_ratio;
+        Prediction {
+            ttft: seconds(prefill_s * self.prefill_ratio) + token_time,
+            token_time,
+            stated_ttft: seconds(prefill_s) + stated_token_time,
+            stated_token_time,
+            token_burden: slower.mul_f64(self.decode_ratio * f64::from(others)),
+            prompt_burden: seconds(own_prefill_s * f64::from(others)),
+            cached,
+        }
     }
 
     /// When it would be done with a common request, from now on; microseconds.
     pub fn common_cost_us(&self, output: u32) -> u64 {
-        let total = self.predict(COMMON_PROMPT, &[]).total(output);
-        u64::try_from(total.as_micros()).unwrap_or(u64::MAX)
+        let prediction = self.predict(COMMON_PROMPT, &[]);
+        let cost = prediction.total(output) + prediction.burden(output);
+        u64::try_from(cost.as_micros()).unwrap_or(u64::MAX)
     }
 
     /// A prompt was done after `observed`.
-    pub fn observe_prefill(&mut self, predicted: Duration, observed: Duration) {
-        correct(&mut self.prefill_ratio, predicted, observed);
+    pub fn observe_prefill(&mut self, stated: Duration, observed: Duration) {
+        correct(&mut self.prefill_ratio, stated, observed);
     }
 
     /// Tokens came `observed` apart.
-    pub fn observe_pace(&mut self, predicted: Duration, observed: Duration) {
-        correct(&mut self.decode_ratio, predicted, observed);
+    pub fn observe_pace(&mut self, stated: Duration, observed: Duration) {
+        correct(&mut self.decode_ratio, stated, observed);
     }
 }
 
-fn correct(ratio: &mut f64, predicted: Duration, observed: Duration) {
-    let seen = *ratio * observed.as_secs_f64() / predicted.as_secs_f64().max(1e-9);
+fn correct(ratio: &mut f64, stated: Duration, observed: Duration) {
+    let seen = observed.as_secs_f64() / stated.as_secs_f64().max(1e-9);
     *ratio = (*ratio + NEWEST * (seen - *ratio)).clamp(1.0 / CORRECTION_MAX, CORRECTION_MAX);
 }
 
@@ -199,7 +225,11 @@ mod tests {
             kept.used(&[key(1), key(5)]);
         }
         assert!(kept.uses.len() <= 16 && kept.stamps.len() == 4);
-        assert_eq!(kept.used(&(0..100).map(key).collect::<Vec<_>>()).0.len(), 2, "no more than fit: 0 and 2 are new");
+        assert_eq!(
+            kept.used(&(0..100).map(key).collect::<Vec<_>>()).0.len(),
+            2,
+            "no more than fit: 0 and 2 are new"
+        );
         assert_eq!(kept.forget(&[key(0), key(99)]), [key(0)]);
     }
 }

@@ -1,4 +1,4 @@
-//! The project's chores: `cargo xtask test`, `bench cpu`, `golden`, `fuzz`.
+//! The project's chores: `cargo xtask test`, `bench cpu`, `golden`, `sim`, `fuzz`.
 #![forbid(unsafe_code)]
 
 mod deny;
@@ -6,6 +6,7 @@ mod fuzz;
 mod models;
 mod peers;
 mod run;
+mod sim;
 mod test;
 
 use anyhow::{Result, bail};
@@ -20,6 +21,7 @@ cargo xtask test --gpu wgpu       the device's tests on this machine's fastest G
 cargo xtask bench cuda [MODEL...] decoding, batches and prefilling of the usual shapes, or of a .gguf
 cargo xtask bench wgpu [FLAGS]    decoding and prefilling on a GPU, beside its bandwidth; FLAGS: see --help
 cargo xtask golden                makes the golden logits again (needs cmake and libclang, as `bench cpu` does)
+cargo xtask sim [--seeds N]       the scheduler under virtual time: N seeds of faults, placement and what it costs
 cargo xtask fuzz [SECONDS]        fuzzes the reader of model files";
 
 fn main() -> ExitCode {
@@ -43,6 +45,7 @@ fn dispatch(arguments: &[String]) -> Result<()> {
         ["bench", "wgpu", rest @ ..] => peers::bench_gpu("wgpu", rest),
         ["bench", "cpu", rest @ ..] => peers::bench_cpu(rest),
         ["golden"] => peers::golden(),
+        ["sim", rest @ ..] => sim::run(rest),
         ["fuzz"] => fuzz::run(60),
         ["fuzz", seconds] => fuzz::run(seconds.parse()?),
         [] | ["help" | "--help" | "-h"] => {
