@@ -100,6 +100,7 @@ fn run(arguments: Arguments) -> anyhow::Result<()> {
     let mut config = Config::load(arguments.config.as_deref())?;
     config.device = arguments.device.unwrap_or(config.device);
     start_logging(&config, arguments.verbose)?;
+    ending::end_on_interrupt();
     match arguments.command {
         Command::Chat(command) => command.run(&config),
         Command::Serve(command) => command.run(&config),

@@ -1,5 +1,7 @@
 //! `weir bench` beside an OpenAI-compatible server: ours, so that both sides are known.
 use serde_json::Value;
+use std::process::{Command, Stdio};
+use std::time::Duration;
 use weir_tests::{Serve, weir};
 
 fn bench(arguments: &[&str]) -> Value {
@@ -40,4 +42,21 @@ fn a_peer_that_is_not_there() {
     let said = String::from_utf8_lossy(&ran.stderr);
     assert_eq!(ran.status.code(), Some(1), "{said}");
     assert!(said.contains("127.0.0.1:1"), "{said}");
+}
+
+/// Wherever a command is, Ctrl-C ends it with a word and its exit code.
+#[test]
+#[cfg(unix)]
+fn an_interrupt_in_the_middle() {
+    let folder = tempfile::tempdir().unwrap();
+    let arguments = ["bench", "--model", "null:step_us=200000", "--output-tokens", "1000"];
+    let mut command = weir(folder.path());
+    let bench = command.args(arguments).stderr(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
+    std::thread::sleep(Duration::from_secs(2));
+    let id = bench.id().to_string();
+    assert!(Command::new("kill").args(["-INT", &id]).status().unwrap().success());
+    let ended = bench.wait_with_output().unwrap();
+    let said = String::from_utf8_lossy(&ended.stderr);
+    assert_eq!(ended.status.code(), Some(130), "{said}");
+    assert!(said.contains("interrupted") && !said.contains("panicked"), "{said}");
 }

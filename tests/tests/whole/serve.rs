@@ -1,5 +1,5 @@
 //! `weir serve` as a process: what it says and how it ends when something is wrong.
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use weir_tests::{Connection, Serve};
 
 const NULL: [&str; 2] = ["--model", "null"];
@@ -59,8 +59,12 @@ fn an_engine_that_dies() {
     assert_eq!(serve.get("/healthz").unwrap().status, 200);
     let answer = serve.post("/v1/completions", r#"{"model":"null","prompt":"x","max_tokens":50}"#).unwrap();
     assert_eq!((answer.status, &answer.json()["error"]["code"]), (500, &"internal_error".into()));
-    let health = serve.get("/healthz").unwrap();
-    assert_eq!(health.status, 503);
+    // the answer comes before the engine has said how it is
+    let until = Instant::now() + Duration::from_secs(10);
+    while serve.get("/healthz").unwrap().status == 200 && Instant::now() < until {
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    assert_eq!(serve.get("/healthz").unwrap().status, 503);
     assert!(!serve.stderr().contains("panicked"), "{}", serve.stderr());
 }
 

@@ -1,4 +1,5 @@
 //! `weir chat`: one answer. Conversations are in [`super::session`].
+use super::ending::Heed;
 use super::output::note;
 use super::speaker::{Reply, Speaker, Wishes};
 use super::{Interrupted, session};
@@ -171,6 +172,7 @@ fn printable(text: &str) -> Cow<'_, str> {
 pub(super) async fn show(mut reply: Reply) -> anyhow::Result<Shown> {
     let asked = Instant::now();
     let mut shown = Shown { text: String::new(), end: None, first: None, flowing: Duration::ZERO };
+    let _heed = Heed::new();
     let mut interrupted = std::pin::pin!(tokio::signal::ctrl_c());
     let outcome = loop {
         let piece = tokio::select! {

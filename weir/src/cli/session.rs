@@ -1,5 +1,6 @@
 //! A conversation on a terminal.
 use super::chat::show;
+use super::ending::Heed;
 use super::output::note;
 use super::speaker::{Speaker, Wishes};
 use super::{Interrupted, explain};
@@ -151,6 +152,7 @@ impl Session<'_> {
             }
             ("model", "") => eprintln!("{}", self.speaker.describe()),
             ("model", model) => {
+                let _heed = Heed::new();
                 self.speaker = self.runtime.block_on(async {
                     tokio::select! {
                         _ = tokio::signal::ctrl_c() => Err(Interrupted.into()),
