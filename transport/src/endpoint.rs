@@ -1,5 +1,6 @@
 //! QUIC endpoints: a scheduler listens on one UDP port, nodes dial it. Both speak TLS 1.3; the scheduler is known by its
 //! pinned key, and a node proves its own key after the handshake.
+use crate::crowd::Crowd;
 use crate::identity::{Fingerprint, Identity};
 use crate::link::{AnyLink, Link, quic};
 use quinn::crypto::rustls::{HandshakeData, QuicClientConfig, QuicServerConfig};
@@ -28,6 +29,8 @@ const KEEP_ALIVE: Duration = Duration::from_secs(4);
 const HANDSHAKE: Duration = Duration::from_secs(8);
 /// Handshakes under way, at most.
 const HANDSHAKES_MAX: usize = 256;
+/// And of one address.
+const HANDSHAKES_EACH_MAX: usize = 128;
 /// With more connections than this, who comes must show that its address is its own before anything is kept of it.
 const UNVALIDATED_MAX: usize = 64;
 /// Links that nobody has accepted yet, at most.
@@ -116,13 +119,15 @@ impl Drop for Listener {
 /// Takes in connections until the endpoint closes. What is kept of strangers is bounded.
 async fn shake_hands(endpoint: Endpoint, arrivals: mpsc::Sender<(Link, SocketAddr)>) {
     let room = Arc::new(Semaphore::new(HANDSHAKES_MAX));
+    let crowd = Crowd::new(HANDSHAKES_EACH_MAX);
     while let Some(incoming) = endpoint.accept().await {
         if endpoint.open_connections() > UNVALIDATED_MAX && incoming.may_retry() {
             // An error means that it may not retry, which was asked.
             _ = incoming.retry();
             continue;
         }
-        let Ok(place) = room.clone().try_acquire_owned() else {
+        let places = (room.clone().try_acquire_owned(), crowd.enter(incoming.remote_address().ip()));
+        let (Ok(place), Some(own_place)) = places else {
             incoming.refuse();
             continue;
         };
@@ -135,7 +140,7 @@ async fn shake_hands(endpoint: Endpoint, arrivals: mpsc::Sender<(Link, SocketAdd
                 Ok(Err(error)) => tracing::debug!("{from}: {error}"),
                 Err(_) => tracing::debug!("{from}: no handshake within {} s", HANDSHAKE.as_secs()),
             }
-            drop(place);
+            drop((place, own_place));
         });
     }
 }

@@ -9,6 +9,7 @@
 //! the [`Fingerprint`] of its [`Identity`]; a node proves its own by signing [`Link::binding`].
 #![forbid(unsafe_code)]
 
+mod crowd;
 #[cfg(not(target_arch = "wasm32"))]
 mod endpoint;
 mod frames;
@@ -16,6 +17,7 @@ mod frames;
 mod identity;
 mod link;
 
+pub use crowd::{Crowd, Place};
 #[cfg(not(target_arch = "wasm32"))]
 pub use endpoint::{DialError, Dialer, EndpointError, Listener};
 pub use frames::{

@@ -12,7 +12,7 @@ use tokio::time::timeout;
 use weir_node::{ModelText, TEXT_MAX};
 use weir_scheduler::{FromNode, Held, NodeId, Profile};
 use weir_transport::{
-    Fetch, Frame, Hello, Link, LinkError, Message, Refusal, RefusalCode, Stream, VERSION, Welcome,
+    Fetch, Frame, Hello, Link, LinkError, Message, Place, Refusal, RefusalCode, Stream, VERSION, Welcome,
 };
 
 /// How long a node may take to say what it is.
@@ -36,7 +36,7 @@ pub(super) enum Gate {
         /// Where the link comes from.
         from: SocketAddr,
         /// Held until the other end has proved itself.
-        _place: OwnedSemaphorePermit,
+        _places: (OwnedSemaphorePermit, Place),
         refusals: Arc<Refusals>,
     },
 }

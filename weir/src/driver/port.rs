@@ -9,10 +9,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::sync::Semaphore;
 use tokio::task::AbortHandle;
-use weir_transport::{EndpointError, Listener, RefusalCode};
+use weir_transport::{Crowd, EndpointError, Listener, RefusalCode};
 
 /// Links whose other end hasn't proved itself yet, at most.
 const STRANGERS_MAX: usize = 256;
+/// And of one address, so that nobody keeps all others out.
+const STRANGERS_EACH_MAX: usize = 128;
 /// The same refusal of the same machine is logged once in so long.
 const LOG_EVERY: Duration = Duration::from_secs(60);
 /// Machines whose refusals are remembered, at most.
@@ -35,14 +37,21 @@ impl Port {
         let accepting = listener.clone();
         let task = tokio::spawn(async move {
             let room = Arc::new(Semaphore::new(STRANGERS_MAX));
+            let crowd = Crowd::new(STRANGERS_EACH_MAX);
             let refusals = Arc::new(Refusals::default());
             while let Some((link, from)) = accepting.accept().await {
+                let Some(own_place) = crowd.enter(from.ip()) else {
+                    let reason = "too many links from this address wait to introduce themselves";
+                    refusals.log(from, RefusalCode::Full, reason);
+                    link.close(reason);
+                    continue;
+                };
                 // Nobody closes it; and with no place free those who come wait in the listener, which is bounded.
                 let Ok(place) = room.clone().acquire_owned().await else { break };
                 let gate = Gate::Cluster {
                     cluster: cluster.clone(),
                     from,
-                    _place: place,
+                    _places: (place, own_place),
                     refusals: refusals.clone(),
                 };
                 driver.attend(link, gate);
