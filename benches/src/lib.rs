@@ -5,4 +5,5 @@ pub mod ours;
 pub mod peer;
 pub mod report;
 pub mod roofline;
+pub mod shapes;
 pub mod workload;

@@ -36,7 +36,11 @@ pub struct Model {
 impl Model {
     /// Opens a file.
     pub fn open(path: &Path) -> Result<Model> {
-        let file = ModelFile::open(path)?;
+        Model::of(ModelFile::open(path)?)
+    }
+
+    /// What an open file computes.
+    pub fn of(file: ModelFile) -> Result<Model> {
         let plan = models::plan(&file)?;
         Ok(Model { file, plan })
     }

@@ -168,15 +168,21 @@ impl Product {
         t.line(&format!("var<workgroup> red: array<f32, {}>;", self.sums() * GROUP / shuffled));
         t.line(&format!("var<workgroup> done: array<f32, {}>;", self.tile * rows));
         t.add(&tree(lanes / shuffled, GROUP / shuffled));
+        t.line(block_type(self.floating()));
+        for (number, part) in self.parts.iter().enumerate() {
+            for (m, matrix) in part.matrices.iter().enumerate() {
+                t.add(&load(matrix, &format!("block_{number}_{m}")));
+            }
+        }
         t.line("@compute @workgroup_size(256)\nfn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) lid: u32) {");
         t.line("let t0 = wg.y * TILE; let lane = lid % LPR; let group = lid / LPR;");
         if self.fused.is_some() {
             t.line("prologue(t0, lid, wg.x == 0u); workgroupBarrier();");
         }
         let mut before = 0;
-        for (part, groups) in self.parts.iter().zip(self.groups()) {
+        for (number, (part, groups)) in self.parts.iter().zip(self.groups()).enumerate() {
             t.line(&format!("if wg.x >= {before}u && wg.x < {}u {{", before + groups));
-            self.part(&mut t, part, before, shuffled);
+            self.part(&mut t, (number, part), before, shuffled);
             t.line("}");
             before += groups;
         }
@@ -199,7 +205,7 @@ impl Product {
         }
     }
 
-    fn part(&self, t: &mut Text, part: &Part, before: usize, shuffled: usize) {
+    fn part(&self, t: &mut Text, (number, part): (usize, &Part), before: usize, shuffled: usize) {
         let per = self.per_lane();
         let each = |f: &mut dyn FnMut(usize, usize)| {
             (0..part.matrices.len()).for_each(|m| (0..per).for_each(|i| f(m, i)));
@@ -212,24 +218,17 @@ impl Product {
         each(&mut |m, i| (0..self.tile).for_each(|k| t.line(&format!("var acc_{m}_{i}_{k} = 0.0;"))));
         let blocks = self.cols() / part.matrices[0].format.block();
         t.line(&format!("for (var b = lane; b < {blocks}u; b += LPR) {{"));
-        let input = self.tile == 1;
-        if input {
-            t.line(&self.input(0));
-        }
-        each(&mut |m, i| {
-            let matrix = &part.matrices[m];
+        // All codes first, so that a row of activations is read once for all rows of the matrix.
+        each(&mut |m, i| t.line(&format!("let w_{m}_{i} = block_{number}_{m}(r_{i}, b);")));
+        for k in 0..self.tile {
             t.line("{");
-            t.line(&load(matrix, &format!("r_{i}")));
-            for k in 0..self.tile {
-                t.line("{");
-                if !input {
-                    t.line(&self.input(k));
-                }
-                t.line(&multiply(matrix.format, &format!("acc_{m}_{i}_{k}")));
-                t.line("}");
-            }
+            t.line(&self.input(k));
+            each(&mut |m, i| {
+                let format = part.matrices[m].format;
+                t.line(&multiply(format, &format!("acc_{m}_{i}_{k}"), &format!("w_{m}_{i}")));
+            });
             t.line("}");
-        });
+        }
         t.line("}");
         let mut at = 0;
         for m in 0..part.matrices.len() {
@@ -387,7 +386,7 @@ impl Attention {
         }
     }
 
-    /// The kernel that attends, or the one that only writes keys and values.
+    /// `attend`, which does all of it; `cache`, which only writes keys and values; `attend_span`, one span.
     pub fn kernel(&self, dialect: Dialect, entry: &'static str) -> Kernel {
         let h = self.heads;
         let group = h.heads / h.kv_heads;
@@ -429,12 +428,35 @@ impl Attention {
         flags.extend(self.k_norm.is_some().then_some("K_NORM"));
         flags.extend(self.cap.is_some().then_some("CAPPED"));
         flags.extend(self.q8.then_some("KV8"));
+        flags.push(match entry {
+            "attend" => "WHOLE",
+            "attend_span" => "PART",
+            _ => "CACHE",
+        });
         let text = include_str!("kernels/attend.wgsl");
         let text = text.replace("//#norms", &norms);
         let put = put("wg.y", "column", self.out, self.floating);
         t.add(&expand(&text.replace("//#put v wg.y column OUT", &put), &flags, dialect));
-        t.writes = vec![false, false, false, false, true, true, true, true];
+        t.writes = vec![false, false, false, false, true, true, true];
+        t.writes.extend((entry != "attend_span").then_some(true));
         t.finish(entry)
+    }
+
+    /// The kernel that folds spans.
+    pub fn merge(&self, dialect: Dialect) -> Kernel {
+        let h = self.heads;
+        let mut t = Text::new(dialect);
+        t.constants(&[
+            ("HD", h.head_dim),
+            ("G", h.heads / h.kv_heads),
+            ("KH", h.kv_heads),
+            ("WINDOW", self.window),
+        ]);
+        let put = put("wg.y", "column", self.out, self.floating);
+        let text = include_str!("kernels/merge.wgsl").replace("//#put v wg.y column OUT", &put);
+        t.add(&expand(&text, &[], dialect));
+        t.writes = vec![false, false, true, true];
+        t.finish("merge")
     }
 }
 
@@ -465,24 +487,22 @@ pub fn embed(dialect: Dialect, matrix: &Matrix, first: usize, hidden: usize, sca
     t.region();
     t.constants(&[("HID", hidden), ("FIRST", first), ("COUNT", matrix.rows)]);
     t.line(&format!("const SCALE = {};", float(scale)));
+    t.line(block_type(matrix.format.floating()));
+    t.add(&load(matrix, "block"));
     t.line("fn value8(row: u32, c: u32) -> array<f32, 8> {");
     if matrix.format.floating() {
-        t.line("let b = c;");
-        t.line(&load(matrix, "row"));
-        t.line("return array<f32, 8>(lo.x, lo.y, lo.z, lo.w, hi.x, hi.y, hi.z, hi.w); }");
+        t.line("let w = block(row, c);");
+        t.line("return array<f32, 8>(w.lo.x, w.lo.y, w.lo.z, w.lo.w, w.hi.x, w.hi.y, w.hi.z, w.hi.w); }");
     } else {
-        t.line("let b = c / 4u; let j = c % 4u;");
-        t.line(&load(matrix, "row"));
-        t.line("let words = select(lo, hi, j > 1u); var v: array<f32, 8>; let half = j / 2u;");
+        t.line("let w = block(row, c / 4u); let j = c % 4u;");
+        t.line("let words = select(w.lo, w.hi, j > 1u); var v: array<f32, 8>; let half = j / 2u;");
         let zero = matrix.format.zero;
         let (scale, min) = match (matrix.format.scales, matrix.format.min) {
-            (Scales::Byte32, true) => ("d * f32(s0)", "m * f32(s1)"),
-            (Scales::Byte16, true) => {
-                ("d * f32(select(s0, s1, half == 1u))", "m * f32(select(m0, m1, half == 1u))")
-            }
-            (Scales::Byte16, false) => ("d * f32(select(s0, s1, half == 1u))", "0.0"),
-            (_, true) => ("d", "m"),
-            _ => ("d", "0.0"),
+            (Scales::Byte32, true) => ("w.d * f32(w.s.x)", "w.m * f32(w.s.y)"),
+            (Scales::Byte16, true) => ("w.d * f32(w.s[half])", "w.m * f32(w.s[2u + half])"),
+            (Scales::Byte16, false) => ("w.d * f32(w.s[half])", "0.0"),
+            (_, true) => ("w.d", "w.m"),
+            _ => ("w.d", "0.0"),
         };
         t.line(&format!(
             "for (var i = 0u; i < 8u; i++) {{ let q = i32(words[(2u * j + i / 4u) % 4u] << (24u - 8u * (i % 4u))) >> 24u; \
@@ -704,11 +724,20 @@ fn put(row: &str, column: &str, cols: usize, floating: bool) -> String {
     )
 }
 
-/// Block `b` of a row: `lo` and `hi`, and what scales them.
-fn load(m: &Matrix, row: &str) -> String {
+/// What a matrix' blocks become in registers: codes, or eight values; then scale, minimum, and their factors.
+fn block_type(floating: bool) -> &'static str {
+    if floating {
+        "struct Block { lo: vec4<f32>, hi: vec4<f32> }"
+    } else {
+        "struct Block { lo: vec4<u32>, hi: vec4<u32>, d: f32, m: f32, s: vec4<i32> }"
+    }
+}
+
+/// A function that reads block `b` of a row.
+fn load(m: &Matrix, name: &str) -> String {
     let f = m.format;
     let blocks = m.cols / f.block();
-    let mut t = format!("let at = {row} * {blocks}u + b; ");
+    let mut t = format!("fn {name}(row: u32, b: u32) -> Block {{ let at = row * {blocks}u + b; ");
     let codes = m.codes / 4;
     t += &match f.codes {
         Codes::F32 => format!(
@@ -743,69 +772,66 @@ fn load(m: &Matrix, row: &str) -> String {
         ),
     };
     let words = f.row_words(m.cols);
-    let scales = m.scales;
-    let byte = |name: &str, at: u32| format!("let {name} = i32(sb << {}u) >> 24u; ", 24 - 8 * at);
+    let (scales, supers) = (m.scales, m.supers);
+    let byte = |at: u32| format!("i32(sb << {}u) >> 24u", 24 - 8 * at);
+    let two = format!("vec4<i32>({}, {}, 0, 0)", byte(0), byte(1));
+    let four = format!("vec4<i32>({}, {}, {}, {})", byte(0), byte(1), byte(2), byte(3));
     t += &match (f.scales, f.min) {
-        (Scales::None, _) => String::new(),
+        (Scales::None, _) => "return Block(lo, hi); }".into(),
         (Scales::Half, false) => format!(
-            " let d = unpack2x16float(w1[{scales}u + {row} * {}u + b / 2u] >> (16u * (b % 2u))).x;",
+            " let d = unpack2x16float(w1[{scales}u + row * {}u + b / 2u] >> (16u * (b % 2u))).x; return Block(lo, hi, d, 0.0, \
+             vec4<i32>()); }}",
             words.scales
         ),
-        (Scales::Half, true) => {
-            format!(" let dm = unpack2x16float(w1[{scales}u + at]); let d = dm.x; let m = dm.y;")
-        }
+        (Scales::Half, true) => format!(
+            " let dm = unpack2x16float(w1[{scales}u + at]); return Block(lo, hi, dm.x, dm.y, vec4<i32>()); }}"
+        ),
         (Scales::Byte16, true) => format!(
-            " let dm = unpack2x16float(w1[{}u + at / 8u]); let d = dm.x; let m = dm.y; let sb = w1[{scales}u + at]; {}",
-            m.supers,
-            byte("s0", 0) + &byte("s1", 1) + &byte("m0", 2) + &byte("m1", 3)
+            " let dm = unpack2x16float(w1[{supers}u + at / 8u]); let sb = w1[{scales}u + at]; return Block(lo, hi, dm.x, dm.y, \
+             {four}); }}"
         ),
         (Scales::Byte16 | Scales::Byte32, _) => format!(
-            " let dm = unpack2x16float(w1[{}u + at / 8u]); let d = dm.x; let m = dm.y; let sb = w1[{scales}u + at / 2u] >> \
-             (16u * (b % 2u)); {}",
-            m.supers,
-            byte("s0", 0) + &byte("s1", 1)
+            " let dm = unpack2x16float(w1[{supers}u + at / 8u]); let sb = w1[{scales}u + at / 2u] >> (16u * (b % 2u)); return \
+             Block(lo, hi, dm.x, dm.y, {two}); }}"
         ),
     };
+    t.push('\n');
     t
 }
 
-/// `acc +=` the block's product with the activations `xa`, `xb`, `xs`.
-fn multiply(f: Format, acc: &str) -> String {
+/// `acc +=` the product of block `w` with the activations `xa`, `xb`, `xs`.
+fn multiply(f: Format, acc: &str, w: &str) -> String {
     if f.floating() {
-        return format!(
-            "{acc} = fma(lo.x, xa.x, {acc}); {acc} = fma(lo.y, xa.y, {acc}); {acc} = fma(lo.z, xa.z, {acc}); {acc} = fma(lo.w, \
-             xa.w, {acc}); {acc} = fma(hi.x, xb.x, {acc}); {acc} = fma(hi.y, xb.y, {acc}); {acc} = fma(hi.z, xb.z, {acc}); \
-             {acc} = fma(hi.w, xb.w, {acc});"
-        );
+        let one = |half: &str, x: &str, c: char| format!("{acc} = fma({w}.{half}.{c}, {x}.{c}, {acc}); ");
+        let four = |half: &str, x: &str| "xyzw".chars().map(|c| one(half, x, c)).collect::<String>();
+        return four("lo", "xa") + &four("hi", "xb");
     }
-    let mut t = String::from("let dx = bitcast<f32>(xs.x); ");
+    let mut t = String::from("{ let dx = bitcast<f32>(xs.x); ");
     if f.zero != 0 || f.min {
         t += "let x0 = i32(xs.y << 16u) >> 16u; let x1 = i32(xs.y) >> 16u; ";
     }
     let zero = f.zero;
     let less = |sum: &str| if zero == 0 { String::new() } else { format!(" - {zero} * {sum}") };
+    let both = format!("f32(idot({w}.lo, xa) + idot({w}.hi, xb){})", less("(x0 + x1)"));
     t += &match f.scales {
         Scales::None => String::new(),
-        Scales::Half => {
-            format!("{acc} = fma(f32(idot(lo, xa) + idot(hi, xb){}), d * dx, {acc}); ", less("(x0 + x1)"))
-        }
-        Scales::Byte32 => format!(
-            "{acc} = fma(f32(idot(lo, xa) + idot(hi, xb){}), d * f32(s0) * dx, {acc}); ",
-            less("(x0 + x1)")
-        ),
+        Scales::Half => format!("{acc} = fma({both}, {w}.d * dx, {acc}); "),
+        Scales::Byte32 => format!("{acc} = fma({both}, {w}.d * f32({w}.s.x) * dx, {acc}); "),
         Scales::Byte16 => format!(
-            "{acc} = fma(f32(s0 * (idot(lo, xa){}) + s1 * (idot(hi, xb){})), d * dx, {acc}); ",
+            "{acc} = fma(f32({w}.s.x * (idot({w}.lo, xa){}) + {w}.s.y * (idot({w}.hi, xb){})), {w}.d * dx, {acc}); ",
             less("x0"),
             less("x1")
         ),
     };
     t += &match (f.scales, f.min) {
         (_, false) => String::new(),
-        (Scales::Byte32, _) => format!("{acc} = fma(m * f32(s1), dx * f32(x0 + x1), {acc});"),
-        (Scales::Byte16, _) => format!("{acc} = fma(m, dx * f32(m0 * x0 + m1 * x1), {acc});"),
-        _ => format!("{acc} = fma(m, dx * f32(x0 + x1), {acc});"),
+        (Scales::Byte32, _) => format!("{acc} = fma({w}.m * f32({w}.s.y), dx * f32(x0 + x1), {acc});"),
+        (Scales::Byte16, _) => {
+            format!("{acc} = fma({w}.m, dx * f32({w}.s.z * x0 + {w}.s.w * x1), {acc});")
+        }
+        _ => format!("{acc} = fma({w}.m, dx * f32(x0 + x1), {acc});"),
     };
-    t
+    t + " }"
 }
 
 /// Adds a value up over `lanes` neighbouring lanes.

@@ -14,6 +14,10 @@ const TILE: usize = 4;
 const ROPE_FINE: usize = 256;
 /// Ids that a workgroup chooses among.
 pub const CHUNK: usize = 2048;
+/// Positions that attention folds at once; see `attend.wgsl`.
+pub const SPAN: usize = 128;
+/// Bytes of what split attention leaves to be merged.
+const PARTIAL_BYTES: usize = 64 << 20;
 /// Bytes of logits that are computed at once.
 const LOGITS_BYTES: usize = 64 << 20;
 
@@ -46,6 +50,7 @@ pub enum Buf {
     Normed,
     NormedScales,
     Raw,
+    Partials,
     Attended,
     AttendedScales,
     Gated,
@@ -69,6 +74,17 @@ pub enum Height {
     Tiles,
 }
 
+/// Which steps a dispatch is part of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum When {
+    Always,
+    /// Those in which a segment has several rows.
+    Prefill,
+    /// Those whose attention is split into spans, and the others.
+    Split,
+    Whole,
+}
+
 /// One dispatch.
 #[derive(Clone, Debug)]
 pub struct Call {
@@ -76,8 +92,9 @@ pub struct Call {
     pub buffers: Vec<Buf>,
     pub width: usize,
     pub height: Height,
-    /// Only where a segment has several rows.
-    pub prefill_only: bool,
+    pub when: When,
+    /// Most spans that this layer's attention looks at; 1 where the dispatch has no third dimension.
+    pub spans: usize,
     /// The fused step that it belongs to, and the bytes of weights it reads.
     pub name: &'static str,
     pub bytes: usize,
@@ -111,6 +128,10 @@ pub struct Lowered {
     pub tables_at: usize,
     pub tables_words: usize,
     pub kv_bytes: usize,
+    /// Words of one row's one span of split attention, and rows times spans that there is room for.
+    pub partial_words: usize,
+    pub partials: usize,
+    pub kv_heads: usize,
     /// Rows that a dispatch of [`Height::Tiles`] computes in one workgroup.
     pub tile: usize,
 }
@@ -342,7 +363,8 @@ impl<'a> Lowering<'a> {
                     buffers: vec![Buf::Region(region), Buf::Region(region), Buf::Step, Buf::Last, Buf::X(0)],
                     width: 1,
                     height: Height::Rows,
-                    prefill_only: false,
+                    when: When::Always,
+                    spans: 1,
                     name: "embed",
                     bytes: 0,
                 });
@@ -457,7 +479,8 @@ impl<'a> Lowering<'a> {
                 buffers,
                 width,
                 height,
-                prefill_only: false,
+                when: When::Always,
+                spans: 1,
                 name,
                 bytes,
             };
@@ -547,28 +570,41 @@ impl<'a> Lowering<'a> {
         self.out.sizes.insert(Buf::Keys(layer), places * key * 16);
         self.out.sizes.insert(Buf::Values(layer), places * value * 4);
         self.out.kv_bytes += places * (key * 16 + value * 4);
-        let buffers = vec![
-            Buf::Raw,
-            Buf::Region(region),
-            Buf::Ropes,
-            Buf::Step,
-            Buf::Keys(layer),
-            Buf::Values(layer),
-            Buf::Attended,
-            Buf::AttendedScales,
-        ];
-        let call = |entry, prefill_only| Call {
-            kernel: attention.kernel(self.dialect, entry),
-            buffers: buffers.clone(),
+        let inputs =
+            [Buf::Raw, Buf::Region(region), Buf::Ropes, Buf::Step, Buf::Keys(layer), Buf::Values(layer)];
+        let result = [Buf::Attended, Buf::AttendedScales];
+        let spans = match attention.window {
+            0 => usize::MAX,
+            window => window / SPAN + 2,
+        };
+        let call = |kernel, buffers: Vec<Buf>, when| Call {
+            kernel,
+            buffers,
             width: heads.kv_heads,
             height: Height::Rows,
-            prefill_only,
+            when,
+            spans: 1,
             name: "attend",
             bytes: 0,
         };
-        let (cache, attend) = (call("cache", true), call("attend", false));
-        self.out.one.push(attend.clone());
-        self.out.many.extend([cache, attend]);
+        let kernel = |entry| attention.kernel(self.dialect, entry);
+        // What is merged stays in the workgroup's memory.
+        let splits = 4 * heads.heads / heads.kv_heads * heads.head_dim <= self.dialect.shared_bytes as usize;
+        let cache = call(kernel("cache"), [&inputs[..], &result].concat(), When::Prefill);
+        let when = if splits { When::Whole } else { When::Always };
+        let mut calls = vec![call(kernel("attend"), [&inputs[..], &result].concat(), when)];
+        if splits {
+            let mut split =
+                call(kernel("attend_span"), [&inputs[..], &[Buf::Partials]].concat(), When::Split);
+            split.spans = spans;
+            let merged = [Buf::Partials, Buf::Step, Buf::Attended, Buf::AttendedScales].to_vec();
+            calls.extend([split, call(attention.merge(self.dialect), merged, When::Split)]);
+        }
+        self.out.one.extend(calls.clone());
+        self.out.many.push(cache);
+        self.out.many.extend(calls);
+        self.out.partial_words = self.out.partial_words.max(heads.heads * (heads.head_dim + 2));
+        self.out.kv_heads = self.out.kv_heads.max(heads.kv_heads);
         self.input_buffers([Buf::Attended, Buf::AttendedScales], attention.out, attention.floating);
     }
 
@@ -628,7 +664,8 @@ impl<'a> Lowering<'a> {
                 buffers,
                 width,
                 height,
-                prefill_only: false,
+                when: When::Always,
+                spans: 1,
                 name: "norm_logits",
                 bytes,
             };
@@ -673,7 +710,8 @@ impl<'a> Lowering<'a> {
                 buffers: vec![Buf::Logits, Buf::Peaks, Buf::Step, Buf::Candidates, Buf::Last, Buf::Ids],
                 width,
                 height: Height::Rows,
-                prefill_only: false,
+                when: When::Always,
+                spans: 1,
                 name: "sample",
                 bytes: 0,
             });
@@ -690,7 +728,8 @@ impl<'a> Lowering<'a> {
                 buffers: self.prologue_buffers(region, &prologue, true),
                 width: 1,
                 height: Height::Rows,
-                prefill_only: false,
+                when: When::Always,
+                spans: 1,
                 name: "settle",
                 bytes: 0,
             });
@@ -715,6 +754,10 @@ impl<'a> Lowering<'a> {
         let (rows, hidden) = (self.out.rows_max, self.plan.hidden);
         self.grow(Buf::X(0), 4 * rows * hidden);
         self.grow(Buf::X(1), 4 * rows * hidden);
+        let words = self.out.partial_words.max(1);
+        let spans = (self.kv.blocks as usize * BLOCK_TOKENS).div_ceil(SPAN);
+        self.out.partials = (PARTIAL_BYTES.min(self.limit) / (4 * words)).min(spans * rows);
+        self.grow(Buf::Partials, 4 * words * self.out.partials);
         self.grow(Buf::Ids, 4 * rows);
         self.grow(Buf::Last, 4 * self.kv.slots as usize);
         self.grow(Buf::Step, 4 * (self.out.tables_at + self.out.tables_words));

@@ -2,7 +2,7 @@
 use super::adapter::{Gpu, PARAMS_STRIDE};
 use super::kernels::Kernel;
 use super::load::{self, Weights};
-use super::lower::{Buf, Call, Height, Lowered};
+use super::lower::{Buf, Call, Height, Lowered, SPAN, When};
 use crate::gguf::ModelFile;
 use crate::program::{
     Batch, DeviceError, Input, KvLayout, Program, SampleSpec, Segment, SegmentOutput, StepOutput, StepTime,
@@ -24,6 +24,9 @@ use weir_scheduler::BLOCK_TOKENS;
 const DEPTH: usize = 3;
 /// How long a poll waits for the GPU: long enough to see a step end at once, short enough for the caller's other work.
 const PATIENCE: Duration = Duration::from_millis(1);
+/// Attention is split where it has so many spans and so few workgroups: it would leave most of the GPU idle.
+const SPLIT_SPANS: usize = 3;
+const SPLIT_GROUPS: usize = 512;
 /// Words of a wanted row; see `sample.wgsl`.
 const WANT_WORDS: usize = 8;
 /// The id of a row that takes what its slot sampled last.
@@ -37,7 +40,8 @@ struct Ready {
     width: u32,
     height: Height,
     tile: u32,
-    prefill_only: bool,
+    when: When,
+    spans: usize,
     name: &'static str,
     bytes: u64,
 }
@@ -159,7 +163,8 @@ impl WgpuProgram {
                 width: call.width as u32,
                 height: call.height,
                 tile,
-                prefill_only: call.prefill_only,
+                when: call.when,
+                spans: call.spans,
                 name: call.name,
                 bytes: call.bytes as u64,
             };
@@ -461,8 +466,8 @@ impl WgpuProgram {
         let body = if rows == 1 { &self.one } else { &self.many };
         if let Some(pass) = &mut pass {
             for list in [&self.embed, body, &self.settle] {
-                play(pass, list, &self.params_bound, (0, rows), step.prefill, &mut self.clock);
-                count(&mut self.profile, list, step.prefill);
+                play(pass, list, &self.params_bound, (0, rows), step, &mut self.clock);
+                count(&mut self.profile, list, step);
             }
         }
         let each = self.lowered.logits_rows;
@@ -478,8 +483,8 @@ impl WgpuProgram {
             let head = if rows == 1 { &self.head_one } else { &self.head_many };
             let lists = [(head, true), (&self.choose, !all_here)];
             for (list, _) in lists.into_iter().filter(|(_, needed)| *needed) {
-                play(&mut on, list, &self.params_bound, (chunk + 1, rows as u32), false, &mut self.clock);
-                count(&mut self.profile, list, false);
+                play(&mut on, list, &self.params_bound, (chunk + 1, rows as u32), step, &mut self.clock);
+                count(&mut self.profile, list, step);
             }
             if let (Some(&low), Some(&high)) = (low, high) {
                 drop(on);
@@ -507,7 +512,8 @@ impl WgpuProgram {
     fn describe(&mut self, batch: &Batch) -> Shape {
         let (hidden, wanted_at, tables_at) =
             (self.lowered.hidden, self.lowered.wanted_at, self.lowered.tables_at);
-        let mut shape = Shape { rows: 0, prefill: false };
+        let mut shape = Shape { rows: 0, prefill: false, spans: 1 };
+        let mut end_max = 0;
         let mut words = std::mem::take(&mut self.words);
         let (mut wanted, mut tables) = (Vec::new(), Vec::new());
         words.clear();
@@ -517,6 +523,7 @@ impl WgpuProgram {
             let table = tables.len() as u32;
             tables.extend_from_slice(&segment.blocks[..end.div_ceil(BLOCK_TOKENS)]);
             shape.prefill |= rows > 1;
+            end_max = end_max.max(end);
             for i in 0..rows {
                 let id = match &segment.input {
                     Input::Ids(ids) => ids[i],
@@ -537,6 +544,11 @@ impl WgpuProgram {
             }
             shape.rows += rows;
         }
+        let spans = end_max.div_ceil(SPAN);
+        let groups = shape.rows * self.lowered.kv_heads;
+        if spans >= SPLIT_SPANS && groups < SPLIT_GROUPS && shape.rows * spans <= self.lowered.partials {
+            shape.spans = spans;
+        }
         let count = wanted.len() / WANT_WORDS;
         for (at, words) in [(0, &words), (wanted_at, &wanted), (tables_at, &tables)] {
             if !words.is_empty() {
@@ -551,7 +563,7 @@ impl WgpuProgram {
 
     fn set_params(&mut self, shape: &Shape, wanted: usize) {
         let each = self.lowered.logits_rows;
-        let mut params = vec![[shape.rows as u32, 0, u32::from(!shape.prefill), 0]];
+        let mut params = vec![[shape.rows as u32, 0, u32::from(!shape.prefill), shape.spans as u32]];
         params.extend((0..wanted).step_by(each).map(|first| {
             let rows = each.min(wanted - first);
             [rows as u32, first as u32, 0, 0]
@@ -643,11 +655,11 @@ fn play(
     list: &[Ready],
     params_bound: &BindGroup,
     (params, rows): (usize, u32),
-    prefill: bool,
+    step: &Shape,
     clock: &mut Option<Clock>,
 ) {
     let mut first = true;
-    for ready in list.iter().filter(|ready| prefill || !ready.prefill_only) {
+    for ready in list.iter().filter(|ready| step.includes(ready.when)) {
         pass.set_pipeline(&ready.pipeline);
         if first {
             pass.set_bind_group(1, params_bound, &[(params as u64 * PARAMS_STRIDE) as u32]);
@@ -662,7 +674,7 @@ fn play(
         if let Some(clock) = clock {
             clock.before(pass);
         }
-        pass.dispatch_workgroups(ready.width, height, 1);
+        pass.dispatch_workgroups(ready.width, height, step.spans.min(ready.spans) as u32);
         if let Some(clock) = clock {
             clock.after(pass, ready.name);
         }
@@ -722,8 +734,8 @@ impl Clock {
     }
 }
 
-fn count(profile: &mut Vec<StepTime>, list: &[Ready], prefill: bool) {
-    for ready in list.iter().filter(|ready| prefill || !ready.prefill_only) {
+fn count(profile: &mut Vec<StepTime>, list: &[Ready], step: &Shape) {
+    for ready in list.iter().filter(|ready| step.includes(ready.when)) {
         match profile.iter_mut().find(|step| step.name == ready.name) {
             Some(step) => (step.count, step.bytes) = (step.count + 1, step.bytes + ready.bytes),
             None => profile.push(StepTime { name: ready.name, count: 1, nanos: 0, bytes: ready.bytes }),
@@ -736,6 +748,19 @@ struct Shape {
     rows: usize,
     /// Whether a segment has several rows.
     prefill: bool,
+    /// Spans of the longest row's attention, 1 where each row's is computed whole.
+    spans: usize,
+}
+
+impl Shape {
+    fn includes(&self, when: When) -> bool {
+        match when {
+            When::Always => true,
+            When::Prefill => self.prefill,
+            When::Split => self.spans > 1,
+            When::Whole => self.spans == 1,
+        }
+    }
 }
 
 /// Whether the GPU can choose the token by itself.

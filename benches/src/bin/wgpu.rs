@@ -6,18 +6,19 @@ use weir_backends::program::{Device, StepTime};
 use weir_backends::wgpu::{Found, Wgpu};
 use weir_benches::ours::{Model, Ours};
 use weir_benches::roofline::Cost;
+use weir_benches::shapes;
 use weir_benches::workload::{Side, Workload};
 
 const HELP: &str = "\
-wgpu [--adapter PART] [--repetitions N] [--profile] [MODEL.gguf | NAME]...
-NAME is looked for as NAME.gguf in the folder WEIR_TEST_MODELS (smollm2 where none is given); PART is a part of an adapter's
+wgpu [--adapter PART] [--repetitions N] [--profile] [MODEL.gguf | SHAPE | NAME]...
+SHAPE (1b-q8_0) has random weights: 135m, 0.6b, 1b or 8b, and q4_0, q4_1, q8_0, q4_k or bf16; NAME is looked for as NAME.gguf in the folder WEIR_TEST_MODELS (smollm2 where none is given); PART is a part of an adapter's
 description (the fastest kind where none is given); --profile measures each fused step, which slows all of them";
 
 struct Options {
     adapter: String,
     repetitions: usize,
     profile: bool,
-    models: Vec<PathBuf>,
+    models: Vec<String>,
 }
 
 fn main() -> Result<()> {
@@ -33,8 +34,8 @@ fn main() -> Result<()> {
     println!("{}", gpu.describe().description);
     println!("reads {:.0} GB/s, a dependent dispatch {:.2} us", read / 1e9, dispatch * 1e6);
     println!("medians of {}", options.repetitions);
-    for path in &options.models {
-        run(&gpu, path, &options, read, dispatch).with_context(|| path.display().to_string())?;
+    for name in &options.models {
+        run(&gpu, name, &options, read, dispatch).with_context(|| name.clone())?;
     }
     Ok(())
 }
@@ -50,11 +51,11 @@ fn parse() -> Result<Option<Options>> {
             "--profile" => options.profile = true,
             "--help" | "-h" => return Ok(None),
             flag if flag.starts_with('-') => bail!("unknown: {flag}\n{HELP}"),
-            model => options.models.push(find(model)),
+            model => options.models.push(model.into()),
         }
     }
     if options.models.is_empty() {
-        options.models.push(find("smollm2"));
+        options.models.push("smollm2".into());
     }
     Ok(Some(options))
 }
@@ -66,12 +67,14 @@ fn find(model: &str) -> PathBuf {
     }
 }
 
-fn run(gpu: &Wgpu, path: &Path, options: &Options, read: f64, dispatch: f64) -> Result<()> {
-    let model = Model::open(path)?;
+fn run(gpu: &Wgpu, name: &str, options: &Options, read: f64, dispatch: f64) -> Result<()> {
+    let model = match shapes::model(name) {
+        Some(file) => Model::of(file?)?,
+        None => Model::open(&find(name))?,
+    };
     let cost = Cost::of(&model.file, &model.plan)?;
     let began = Instant::now();
     let mut ours = Ours::new(gpu, &model)?;
-    let name = path.file_stem().unwrap_or_default().to_string_lossy();
     let bytes = cost.weight_bytes as f64;
     println!("{name}: {:.2} GB a token, loaded in {:.2?}", bytes / 1e9, began.elapsed());
     for workload in Workload::ALL {

@@ -10,8 +10,12 @@
 @group(0) @binding(3) var<storage, read> steps: array<u32>;
 @group(0) @binding(4) var<storage, read_write> keys: array<vec4<u32>>;
 @group(0) @binding(5) var<storage, read_write> values: array<u32>;
+//#if PART
+@group(0) @binding(6) var<storage, read_write> partials: array<f32>;
+//#else
 @group(0) @binding(6) var<storage, read_write> outq: array<vec4<u32>>;
 @group(0) @binding(7) var<storage, read_write> outs: array<vec2<u32>>;
+//#end
 
 const SPAN = 128u;
 const TPH = SPAN / GH;
@@ -38,6 +42,11 @@ fn head_sum(h: u32) -> f32 {
         total += red[h * TPH + i];
     }
     return total;
+}
+
+// e^(most - now), exactly 1 where they are equal.
+fn share(most: f32, now: f32) -> f32 {
+    return select(decay(most - now), 1.0, most == now);
 }
 
 // Rotates the heads in qs.
@@ -257,8 +266,8 @@ fn fold_span(n: u32, kh: u32, first: u32, row: vec2<u32>, lid: u32) {
     if l == 0u {
         let total = head_sum(h);
         let now = max(run_max[h], span_max[h]);
-        keep[h] = decay(run_max[h] - now);
-        take[h] = decay(span_max[h] - now);
+        keep[h] = share(run_max[h], now);
+        take[h] = share(span_max[h], now);
         run_max[h] = now;
         run_sum[h] = fma(run_sum[h], keep[h], total * take[h]);
     }
@@ -275,37 +284,52 @@ fn fold_span(n: u32, kh: u32, first: u32, row: vec2<u32>, lid: u32) {
     workgroupBarrier();
 }
 
+// The row's position and where its block table begins.
+fn row_of(row: u32, lid: u32) -> vec2<u32> {
+    if lid == 0u {
+        shared_row = vec2<u32>(steps[4u * row], steps[4u * row + 1u]);
+    }
+    return workgroupUniformLoad(&shared_row);
+}
+
+// The first span that a position sees.
+fn first_span(position: u32) -> u32 {
+    return select(0u, (position + 1u - min(WINDOW, position + 1u)) / SPAN, WINDOW != 0u);
+}
+
+// `n` queries from `head` on, normalised and rotated, and a fresh state.
+fn load_queries(n: u32, head: u32, row: u32, position: u32, lid: u32) {
+    workgroupBarrier();
+    for (var at = lid; at < GH * HD; at += SPAN) {
+        qs[at] = select(0.0, raw[row * NQKV + min(head * HD + at, NQKV - 1u)], at < n * HD);
+        state[at] = 0.0;
+    }
+    if lid < GH {
+        run_max[lid] = NOTHING;
+        run_sum[lid] = 0.0;
+    }
+    workgroupBarrier();
+    //#if Q_NORM
+    norm_query(n, lid);
+    //#end
+    rotate(n, position, lid);
+}
+
+//#if WHOLE
 @compute @workgroup_size(128)
 fn attend(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) lid: u32) {
     let kh = wg.x;
-    if lid == 0u {
-        shared_row = vec2<u32>(steps[4u * wg.y], steps[4u * wg.y + 1u]);
-    }
-    let row = workgroupUniformLoad(&shared_row);
+    let row = row_of(wg.y, lid);
     if P.write != 0u {
         write_row(wg.y, kh, row.x, row.y, lid);
         storageBarrier();
         workgroupBarrier();
     }
-    let begin = select(0u, (row.x + 1u - min(WINDOW, row.x + 1u)) / SPAN, WINDOW != 0u);
     for (var chunk = 0u; chunk < G; chunk += GH) {
         let n = min(GH, G - chunk);
         let head = kh * G + chunk;
-        workgroupBarrier();
-        for (var at = lid; at < GH * HD; at += SPAN) {
-            qs[at] = select(0.0, raw[wg.y * NQKV + min(head * HD + at, NQKV - 1u)], at < n * HD);
-            state[at] = 0.0;
-        }
-        if lid < GH {
-            run_max[lid] = NOTHING;
-            run_sum[lid] = 0.0;
-        }
-        workgroupBarrier();
-        //#if Q_NORM
-        norm_query(n, lid);
-        //#end
-        rotate(n, row.x, lid);
-        for (var span = begin; span <= row.x / SPAN; span++) {
+        load_queries(n, head, wg.y, row.x, lid);
+        for (var span = first_span(row.x); span <= row.x / SPAN; span++) {
             fold_span(n, kh, span * SPAN, row, lid);
         }
         for (var at = lid; at < n * HD; at += SPAN) {
@@ -323,13 +347,45 @@ fn attend(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index)
         }
     }
 }
+//#end
+
+// One span of a row: its heads' sums, largest scores and weights, for `merge`.
+//#if PART
+@compute @workgroup_size(128)
+fn attend_span(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) lid: u32) {
+    let kh = wg.x;
+    let row = row_of(wg.y, lid);
+    let span = first_span(row.x) + wg.z;
+    if span > row.x / SPAN {
+        return;
+    }
+    if P.write != 0u && span == row.x / SPAN {
+        write_row(wg.y, kh, row.x, row.y, lid);
+        storageBarrier();
+        workgroupBarrier();
+    }
+    for (var chunk = 0u; chunk < G; chunk += GH) {
+        let n = min(GH, G - chunk);
+        let head = kh * G + chunk;
+        load_queries(n, head, wg.y, row.x, lid);
+        fold_span(n, kh, span * SPAN, row, lid);
+        let at = ((wg.y * P.spans + wg.z) * (G * KH) + head) * (HD + 2u);
+        for (var i = lid; i < n * HD; i += SPAN) {
+            partials[at + i / HD * (HD + 2u) + i % HD] = state[i];
+        }
+        if lid < n {
+            partials[at + lid * (HD + 2u) + HD] = run_max[lid];
+            partials[at + lid * (HD + 2u) + HD + 1u] = run_sum[lid];
+        }
+    }
+}
+//#end
 
 // Keys and values of rows whose own batch looks at them from other rows.
+//#if CACHE
 @compute @workgroup_size(128)
 fn cache(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) lid: u32) {
-    if lid == 0u {
-        shared_row = vec2<u32>(steps[4u * wg.y], steps[4u * wg.y + 1u]);
-    }
-    let row = workgroupUniformLoad(&shared_row);
+    let row = row_of(wg.y, lid);
     write_row(wg.y, wg.x, row.x, row.y, lid);
 }
+//#end

@@ -6,7 +6,8 @@ struct Params {
     base: u32,
     // Whether attention writes the keys and values of its own row.
     write: u32,
-    padding: u32,
+    // Spans that attention is split into.
+    spans: u32,
 }
 @group(1) @binding(0) var<uniform> P: Params;
 
