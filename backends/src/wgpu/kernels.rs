@@ -95,22 +95,44 @@ pub struct Product {
 }
 
 const GROUP: usize = 256;
+/// What is added to a block's number for the blocks ahead of it.
+const LANES_AHEAD: [&str; 4] = ["", " + LPR", " + 2u * LPR", " + 3u * LPR"];
+/// Workgroups that keep a large GPU busy: two a processor of an H100.
+const BUSY: usize = 264;
 
 impl Product {
-    /// Lanes that share a row of the matrix.
+    /// Lanes that share a row of the matrix. They fix the order of its sum, so this must not depend on the tile.
     pub fn lanes(&self) -> usize {
         let m = &self.parts[0].matrices[0];
         match m.cols / m.format.block() {
-            0..8 => 4,
-            8..20 => 8,
-            20..48 => 16,
+            0..5 => 4,
+            5..9 => 8,
+            9..17 => 16,
             _ => 32,
         }
     }
 
-    /// Rows of the matrix that a lane computes.
+    /// Rows of the matrix that a lane computes: with its neighbours 32 a workgroup, but fewer where a single row of the
+    /// batch would leave much of a large GPU idle. Rows that are quantised together stay together, and peaks are counted
+    /// alike for every tile.
     fn per_lane(&self) -> usize {
-        (self.lanes() / 8).max(1)
+        let most = (self.lanes() / 8).max(1);
+        let free = matches!(self.epilogue, Epilogue::Store { .. } | Epilogue::Add { .. });
+        if !free || self.tile > 1 {
+            return most;
+        }
+        let rows: usize = self.parts.iter().map(|part| part.matrices[0].rows).sum();
+        let least = rows * self.lanes() / GROUP / BUSY;
+        if least >= 4 { most } else { least.clamp(1, most).next_power_of_two().min(most) }
+    }
+
+    /// Blocks of each row that a lane asks for before it uses the first, so that enough is on its way from memory.
+    fn ahead(&self) -> usize {
+        if self.tile > 1 {
+            return 1;
+        }
+        let rows = self.parts.iter().map(|part| part.matrices.len()).max().unwrap_or(1) * self.per_lane();
+        (8 / rows).clamp(1, 4)
     }
 
     /// Rows of the matrix that a workgroup computes.
@@ -217,19 +239,33 @@ impl Product {
         }
         each(&mut |m, i| (0..self.tile).for_each(|k| t.line(&format!("var acc_{m}_{i}_{k} = 0.0;"))));
         let blocks = self.cols() / part.matrices[0].format.block();
-        t.line(&format!("for (var b = lane; b < {blocks}u; b += LPR) {{"));
-        // All codes first, so that a row of activations is read once for all rows of the matrix.
-        each(&mut |m, i| t.line(&format!("let w_{m}_{i} = block_{number}_{m}(r_{i}, b);")));
-        for k in 0..self.tile {
-            t.line("{");
-            t.line(&self.input(k));
-            each(&mut |m, i| {
-                let format = part.matrices[m].format;
-                t.line(&multiply(format, &format!("acc_{m}_{i}_{k}"), &format!("w_{m}_{i}")));
-            });
+        t.line("var b = lane;");
+        for ahead in [self.ahead(), 1] {
+            let last = LANES_AHEAD[ahead - 1];
+            t.line(&format!("for (; b{last} < {blocks}u; b += {ahead}u * LPR) {{"));
+            for (u, offset) in LANES_AHEAD.iter().enumerate().take(ahead) {
+                // All codes first, so that a row of activations is read once for all rows of the matrix.
+                each(&mut |m, i| {
+                    t.line(&format!("let w_{m}_{i}_{u} = block_{number}_{m}(r_{i}, b{offset});"));
+                });
+            }
+            for (u, offset) in LANES_AHEAD.iter().enumerate().take(ahead) {
+                for k in 0..self.tile {
+                    t.line("{");
+                    t.line(&format!("let c = b{offset};"));
+                    t.line(&self.input(k));
+                    each(&mut |m, i| {
+                        let format = part.matrices[m].format;
+                        t.line(&multiply(format, &format!("acc_{m}_{i}_{k}"), &format!("w_{m}_{i}_{u}")));
+                    });
+                    t.line("}");
+                }
+            }
             t.line("}");
+            if ahead == 1 {
+                break;
+            }
         }
-        t.line("}");
         let mut at = 0;
         for m in 0..part.matrices.len() {
             for k in 0..self.tile {
@@ -247,19 +283,19 @@ impl Product {
         self.epilogue(t, part, before);
     }
 
-    /// Activations of block `b`, row `k` of the tile.
+    /// Activations of block `c`, row `k` of the tile.
     fn input(&self, k: usize) -> String {
         let cols = self.cols();
         match (&self.fused, self.floating()) {
-            (Some(_), true) => "let xa = xf[2u * b]; let xb = xf[2u * b + 1u];".into(),
-            (Some(_), false) => "let xa = xq[2u * b]; let xb = xq[2u * b + 1u]; let xs = xh[b];".into(),
+            (Some(_), true) => "let xa = xf[2u * c]; let xb = xf[2u * c + 1u];".into(),
+            (Some(_), false) => "let xa = xq[2u * c]; let xb = xq[2u * c + 1u]; let xs = xh[c];".into(),
             (None, true) => format!(
-                "let xi = (t0 + {k}u) * {}u + 2u * b; let xa = bitcast<vec4<f32>>(xin[xi]); let xb = \
+                "let xi = (t0 + {k}u) * {}u + 2u * c; let xa = bitcast<vec4<f32>>(xin[xi]); let xb = \
                  bitcast<vec4<f32>>(xin[xi + 1u]);",
                 cols / 4
             ),
             (None, false) => format!(
-                "let xi = (t0 + {k}u) * {}u + b; let xa = xin[2u * xi]; let xb = xin[2u * xi + 1u]; let xs = \
+                "let xi = (t0 + {k}u) * {}u + c; let xa = xin[2u * xi]; let xb = xin[2u * xi + 1u]; let xs = \
                  xsc[xi];",
                 cols / 32
             ),
@@ -435,6 +471,10 @@ impl Attention {
         });
         let text = include_str!("kernels/attend.wgsl");
         let text = text.replace("//#norms", &norms);
+        let together = (128 / at_once).min(dialect.lanes as usize);
+        t.constants(&[("TOGETHER", together)]);
+        let text = text.replace("//#most", &largest_of("most", together));
+        let text = text.replace("//#sum", &shuffle("sum", together));
         let put = put("wg.y", "column", self.out, self.floating);
         t.add(&expand(&text.replace("//#put v wg.y column OUT", &put), &flags, dialect));
         t.writes = vec![false, false, false, false, true, true, true];
@@ -467,7 +507,7 @@ fn head_norm(name: &str, norm: &NormAt) -> String {
         NormKind::Rms => "",
         NormKind::Layer => {
             "for (var d = l; d < HD; d += TPH) { s += qs[h * HD + d]; } workgroupBarrier(); red[lid] = s; \
-             workgroupBarrier(); mean = head_sum(h) / f32(HD); s = 0.0;"
+             workgroupBarrier(); mean = head_sum(h, 1u) / f32(HD); s = 0.0;"
         }
     };
     let bias = norm.bias.map_or("0.0".into(), |at| format!("weight({at}u, d)"));
@@ -475,7 +515,7 @@ fn head_norm(name: &str, norm: &NormAt) -> String {
         "fn {name}(n: u32, lid: u32) {{ let h = lid / TPH; let l = lid % TPH; var mean = 0.0; var s = 0.0; {mean}
 for (var d = l; d < HD; d += TPH) {{ let v = qs[h * HD + d] - mean; s = fma(v, v, s); }}
 workgroupBarrier(); red[lid] = s; workgroupBarrier();
-let scale = 1.0 / sqrt(fma(head_sum(h), 1.0 / f32(HD), {eps}));
+let scale = 1.0 / sqrt(fma(head_sum(h, 1u), 1.0 / f32(HD), {eps}));
 for (var d = l; d < HD; d += TPH) {{ if h < n {{ let at = h * HD + d; qs[at] = fma((qs[at] - mean) * scale, weight({weight}u, d), {bias}); }} }}
 workgroupBarrier(); }}\n"
     )
@@ -843,6 +883,13 @@ fn shuffle(name: &str, lanes: usize) -> String {
         step *= 2;
     }
     t
+}
+
+/// The largest of a value over `lanes` neighbouring lanes.
+fn largest_of(name: &str, lanes: usize) -> String {
+    shuffle(name, lanes)
+        .replace(&format!("{name} += subgroup"), &format!("{name} = max({name}, subgroup"))
+        .replace(");", "));")
 }
 
 /// The function `reduced`: sum `a`'s values from place `first` on, `n` of them, as neighbours and their neighbours.

@@ -519,6 +519,7 @@ impl<'a> Lowering<'a> {
                 let kernel = single.kernel(self.dialect);
                 self.out.one.push(call(kernel, buffers(&ready), width, Height::One));
             }
+            let width = tiled.groups().iter().sum();
             self.out.many.push(call(tiled.kernel(self.dialect), buffers(&ready), width, Height::Tiles));
         }
         if norm.is_some() && !self.pending.is_empty() {
@@ -645,7 +646,7 @@ impl<'a> Lowering<'a> {
         let product = |part: &Part, tile| Product {
             parts: vec![part.clone()],
             fused: None,
-            epilogue: Epilogue::Store { width: 0 },
+            epilogue: Epilogue::Logits { width: plan.vocab, cap: None, peaks: 0, first_peak: 0 },
             tile,
         };
         let widths: Vec<usize> = table.iter().map(|(_, part)| product(part, 1).groups()[0]).collect();

@@ -35,10 +35,10 @@ fn weight(at: u32, i: u32) -> f32 {
     return bitcast<f32>(w1[at + i]);
 }
 
-// The sum of each head's values of `red`.
-fn head_sum(h: u32) -> f32 {
+// The sum of every `step`th of a head's values in `red`.
+fn head_sum(h: u32, step: u32) -> f32 {
     var total = 0.0;
-    for (var i = 0u; i < TPH; i++) {
+    for (var i = 0u; i < TPH; i += step) {
         total += red[h * TPH + i];
     }
     return total;
@@ -245,10 +245,11 @@ fn fold_span(n: u32, kh: u32, first: u32, row: vec2<u32>, lid: u32) {
     for (var p = l; p < SPAN; p += TPH) {
         most = max(most, weights[h * SPAN + p]);
     }
+    //#most
     red[lid] = most;
     workgroupBarrier();
     if l == 0u {
-        for (var i = 0u; i < TPH; i++) {
+        for (var i = 0u; i < TPH; i += TOGETHER) {
             most = max(most, red[lid + i]);
         }
         span_max[h] = most;
@@ -261,10 +262,11 @@ fn fold_span(n: u32, kh: u32, first: u32, row: vec2<u32>, lid: u32) {
         weights[h * SPAN + p] = e;
         sum += e;
     }
+    //#sum
     red[lid] = sum;
     workgroupBarrier();
     if l == 0u {
-        let total = head_sum(h);
+        let total = head_sum(h, TOGETHER);
         let now = max(run_max[h], span_max[h]);
         keep[h] = share(run_max[h], now);
         take[h] = share(span_max[h], now);
