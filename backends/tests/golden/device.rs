@@ -27,9 +27,15 @@ pub fn is_full() -> bool {
 /// Mean over the positions of KL(golden || device), in nats, the text going in by `chunk` tokens at a time. None where
 /// the model isn't there.
 pub fn mean_kl(device: &dyn Device, model: &str, chunk: usize) -> Option<f64> {
+    mean_kl_of(device, model, chunk, usize::MAX)
+}
+
+/// The same, of the first `positions` only.
+pub fn mean_kl_of(device: &dyn Device, model: &str, chunk: usize, positions: usize) -> Option<f64> {
     let file = ModelFile::open(&model_path(model)?).unwrap();
     let plan = models::plan(&file).unwrap();
-    let golden: Golden = super::read(model);
+    let mut golden: Golden = super::read(model);
+    golden.tokens.truncate(positions);
     let blocks = golden.tokens.len().div_ceil(BLOCK_TOKENS) as u32;
     let layout = KvLayout { blocks, kv: KvType::F16, slots: 1, rows: chunk as u32 };
     let mut program = device.compile(&file, &plan, 0..plan.layers.len(), layout).unwrap();
