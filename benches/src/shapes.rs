@@ -5,22 +5,20 @@ use weir_backends::models::Shape;
 use weir_backends::models::random::Random;
 use weir_backends::plan::Heads;
 
-/// What [`model`] knows: a size, a hyphen, a type.
-pub const NAMES: &str = "135m, 0.6b, 1b or 8b, a hyphen, and q4_0, q4_1, q8_0, q4_k or bf16";
-
-/// The model of a name like `1b-q8_0`, in memory; none for another name.
+/// The model of a name like `1b-q8_0` (135m, 0.6b, 1b or 8b, and q4_0, q4_1, q8_0, q4_k_m or bf16), in memory; none for
+/// another name.
 pub fn model(name: &str) -> Option<Result<ModelFile, GgufError>> {
     let (size, ty) = name.split_once('-')?;
     let (architecture, shape, tied) = shape(size)?;
-    let (matrices, embedding) = match ty {
-        "q4_0" => (GgmlType::Q4_0, GgmlType::Q8_0),
-        "q4_1" => (GgmlType::Q4_1, GgmlType::Q8_0),
-        "q8_0" => (GgmlType::Q8_0, GgmlType::Q8_0),
-        "q4_k" => (GgmlType::Q4_K, GgmlType::Q6_K),
-        "bf16" => (GgmlType::BF16, GgmlType::BF16),
+    let (matrices, better, embedding) = match ty {
+        "q4_0" => (GgmlType::Q4_0, None, GgmlType::Q8_0),
+        "q4_1" => (GgmlType::Q4_1, None, GgmlType::Q8_0),
+        "q8_0" => (GgmlType::Q8_0, None, GgmlType::Q8_0),
+        "q4_k_m" => (GgmlType::Q4_K, Some(GgmlType::Q6_K), GgmlType::Q6_K),
+        "bf16" => (GgmlType::BF16, None, GgmlType::BF16),
         _ => return None,
     };
-    let random = Random { architecture, shape, matrices, embedding, tied, seed: 1 };
+    let random = Random { architecture, shape, matrices, better, embedding, tied, seed: 1 };
     // A few rows of each kind, again and again.
     let mut pools: HashMap<(GgmlType, u64, bool), Vec<u8>> = HashMap::new();
     let bytes = random.writer().to_bytes(|tensor| {

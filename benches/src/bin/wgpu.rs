@@ -11,7 +11,7 @@ use weir_benches::workload::{Side, Workload};
 
 const HELP: &str = "\
 wgpu [--adapter PART] [--repetitions N] [--profile] [MODEL.gguf | SHAPE | NAME]...
-SHAPE (1b-q8_0) has random weights: 135m, 0.6b, 1b or 8b, and q4_0, q4_1, q8_0, q4_k or bf16; NAME is looked for as NAME.gguf in the folder WEIR_TEST_MODELS (smollm2 where none is given); PART is a part of an adapter's
+SHAPE (1b-q8_0) has random weights: 135m, 0.6b, 1b or 8b, and q4_0, q4_1, q8_0, q4_k_m or bf16; NAME is looked for as NAME.gguf in the folder WEIR_TEST_MODELS (smollm2 where none is given); PART is a part of an adapter's
 description (the fastest kind where none is given); --profile measures each fused step, which slows all of them";
 
 struct Options {
