@@ -31,7 +31,12 @@ pub fn model(name: &str) -> Option<Result<ModelFile, GgufError>> {
             }
             random.weights(&small)
         });
-        pool.iter().copied().cycle().take(tensor.bytes as usize).collect()
+        let wanted = tensor.bytes as usize;
+        let mut bytes = Vec::with_capacity(wanted);
+        while bytes.len() < wanted {
+            bytes.extend_from_slice(&pool[..pool.len().min(wanted - bytes.len())]);
+        }
+        bytes
     });
     Some(ModelFile::from_bytes(bytes))
 }

@@ -2,21 +2,18 @@
 //!
 //! MODEL is `0.6b-q8_0`, `1b-q4_k_m`, `1b-q8_0`, `1b-bf16`, `8b-q4_k_m`, `8b-q8_0`, or a path to a .gguf. The roofline
 //! beside each figure is `weight_bytes / (0.92 * bandwidth)`, with the bandwidth measured in this run.
-use anyhow::{Context as _, Result, bail};
-use std::collections::HashMap;
-use std::fs::File;
-use std::io::BufWriter;
-use std::path::{Path, PathBuf};
+use anyhow::{Context as _, Result};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 use weir_backends::cuda::Cuda;
-use weir_backends::gguf::{GgmlType, ModelFile};
-use weir_backends::models::random::Random;
-use weir_backends::models::{self, Shape};
-use weir_backends::plan::{Heads, Plan, Step};
+use weir_backends::gguf::ModelFile;
+use weir_backends::models;
+use weir_backends::plan::{Plan, Step};
 use weir_backends::program::{
     Batch, Device, Input, KvLayout, Program, SampleSpec, Segment, StepOutput, StepTime, Want,
 };
+use weir_benches::shapes;
 use weir_scheduler::{BLOCK_TOKENS, KvType, Sampling};
 
 const REPEATS: usize = 5;
@@ -36,68 +33,6 @@ fn main() -> Result<()> {
         }
     }
     Ok(())
-}
-
-/// Architecture, layers, hidden, ff, heads, kv heads, head size, vocabulary, tied.
-fn shape(name: &str) -> Option<(&'static str, Shape, bool)> {
-    let make = |layers, hidden, ff, heads, kv_heads, head_dim, vocab| Shape {
-        layers,
-        hidden,
-        ff,
-        vocab,
-        context: 131_072,
-        heads: Heads { heads, kv_heads, head_dim },
-        eps: 1e-5,
-    };
-    Some(match name {
-        "0.6b" => ("qwen3", make(28, 1024, 3072, 16, 8, 128, 151_936), true),
-        "1b" => ("llama", make(16, 2048, 8192, 32, 8, 64, 128_256), true),
-        "8b" => ("llama", make(32, 4096, 14336, 32, 8, 128, 128_256), false),
-        _ => return None,
-    })
-}
-
-/// The model's file, made if its name is a shape's.
-fn model(name: &str) -> Result<ModelFile> {
-    let Some(((architecture, shape, tied), kind)) =
-        name.split_once('-').and_then(|(size, kind)| Some((shape(size)?, kind)))
-    else {
-        return Ok(ModelFile::open(Path::new(name))?);
-    };
-    let (matrices, better, embedding) = match kind {
-        "q4_k_m" => (GgmlType::Q4_K, Some(GgmlType::Q6_K), GgmlType::Q6_K),
-        "q8_0" => (GgmlType::Q8_0, None, GgmlType::Q8_0),
-        "bf16" => (GgmlType::BF16, None, GgmlType::BF16),
-        _ => bail!("{kind} is none of q4_k_m, q8_0, bf16"),
-    };
-    let random = Random { architecture, shape, matrices, better, embedding, tied, seed: 1 };
-    let shm = PathBuf::from("/dev/shm");
-    let folder = if shm.is_dir() { shm } else { std::env::temp_dir() };
-    let path = folder.join(format!("weir-{name}-{}.gguf", std::process::id()));
-    // a small tensor of the same kind, again and again: speed doesn't depend on the values
-    let mut pools: HashMap<(String, u64), Vec<u8>> = HashMap::new();
-    let mut out = BufWriter::with_capacity(1 << 20, File::create(&path)?);
-    let written = random.writer().write(&mut out, |tensor| {
-        let kind = (format!("{:?}{}", tensor.ty, tensor.name.ends_with("norm.weight")), tensor.dims[0]);
-        let pool = pools.entry(kind).or_insert_with(|| {
-            let mut small = tensor.clone();
-            if let [cols, rows] = tensor.dims[..] {
-                small.dims = vec![cols, rows.min(256)];
-                small.bytes = tensor.bytes / rows * rows.min(256);
-            }
-            random.weights(&small)
-        });
-        let mut bytes = Vec::with_capacity(tensor.bytes as usize);
-        while bytes.len() < tensor.bytes as usize {
-            bytes.extend_from_slice(&pool[..pool.len().min(tensor.bytes as usize - bytes.len())]);
-        }
-        bytes
-    });
-    drop(out);
-    let file = written.map_err(anyhow::Error::from).and_then(|()| Ok(ModelFile::open(&path)?));
-    // the mapping or handle stays
-    std::fs::remove_file(&path)?;
-    file
 }
 
 /// Bytes of weights that one token reads.
@@ -214,7 +149,10 @@ fn median(mut run: impl FnMut() -> Result<f64>) -> Result<f64> {
 }
 
 fn run(gpu: &Cuda, bandwidth: f64, name: &str) -> Result<()> {
-    let file = model(name)?;
+    let file = match shapes::model(name) {
+        Some(made) => made?,
+        None => ModelFile::open(Path::new(name))?,
+    };
     let plan = models::plan(&file)?;
     let bytes = weight_bytes(&file, &plan) as f64;
     let began = Instant::now();
