@@ -28,6 +28,7 @@ fn main() -> std::io::Result<()> {
             architecture: family.architecture,
             shape: Shape { layers: 1, hidden: 32, ff: 32, vocab: 8, context: 64, heads, eps: 1e-5 },
             matrices: [GgmlType::Q4_0, GgmlType::Q8_0, GgmlType::Q5_1, GgmlType::IQ4_NL][i % 4],
+            better: None,
             embedding: GgmlType::F16,
             tied: i % 2 == 0,
             seed: i as u64,
