@@ -84,56 +84,84 @@ pub struct Batch {
     pub segments: Vec<Segment>,
 }
 
+/// What a program has room for and can take: the terms of [`Batch::check`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Terms {
+    /// As compiled.
+    pub kv: KvLayout,
+    /// Token ids are below it.
+    pub vocab: usize,
+    /// Values in a row of the residual stream.
+    pub hidden: usize,
+    /// Whether it has the embedding, and so takes ids; otherwise hidden rows.
+    pub embeds: bool,
+    /// Whether it has the head, and so gives ids and logits; otherwise hidden rows.
+    pub heads: bool,
+}
+
 impl Batch {
-    /// Refuses what would reach beyond a program's buffers: a caller's bug must not become memory corruption. `embeds`
-    /// and `heads`: whether the program has the embedding and the head.
-    pub fn check(
-        &self,
-        kv: KvLayout,
-        vocab: usize,
-        hidden: usize,
-        embeds: bool,
-        heads: bool,
-    ) -> Result<(), DeviceError> {
+    /// Refuses what would reach beyond a program's buffers, or what it can't take or answer: a caller's bug must not
+    /// become memory corruption.
+    pub fn check(&self, terms: &Terms) -> Result<(), DeviceError> {
         let bug = |what: &str| Err(DeviceError::Unsupported(format!("batch refused: {what}")));
+        let Terms { kv, vocab, hidden, embeds, heads } = *terms;
         let mut rows = 0;
+        let mut seen = vec![false; kv.slots as usize];
         for s in &self.segments {
-            let n = match &s.input {
-                Input::Ids(ids) if !embeds && !ids.is_empty() => {
-                    return bug("ids for a program without the embedding");
-                }
+            match seen.get_mut(s.slot as usize) {
+                None => return bug("an unknown slot"),
+                Some(true) => return bug("a slot that is there twice"),
+                Some(seen) => *seen = true,
+            }
+            match &s.input {
+                Input::Ids(_) if !embeds => return bug("ids for a program without the embedding"),
                 Input::Ids(ids) if ids.iter().any(|&id| id as usize >= vocab) => {
                     return bug("a token id beyond the vocabulary");
                 }
-                Input::Ids(ids) => ids.len(),
-                Input::LastSampled => 1,
+                Input::LastSampled if !embeds || !heads => {
+                    return bug("the last id for a program that doesn't sample and embed");
+                }
                 Input::Hidden(_) if embeds => return bug("hidden rows for the first layers"),
                 Input::Hidden(x) if !x.len().is_multiple_of(hidden) => return bug("part of a hidden row"),
-                Input::Hidden(x) => x.len() / hidden,
-            };
-            rows += n;
-            if n == 0 || s.slot >= kv.slots {
-                return bug("an empty segment or an unknown slot");
+                _ => {}
             }
-            if s.blocks.len() * weir_scheduler::BLOCK_TOKENS < s.start as usize + n
+            let n = s.input.rows(hidden);
+            if n == 0 {
+                return bug("an empty segment");
+            }
+            rows += n;
+            let end = s.start as usize + n;
+            if s.blocks.len().min(kv.blocks as usize) * weir_scheduler::BLOCK_TOKENS < end
                 || s.blocks.iter().any(|&b| b >= kv.blocks)
             {
                 return bug("positions without KV blocks");
             }
-            if matches!(s.want, Want::Logits(wanted) if wanted as usize > n) {
-                return bug("logits of more rows than there are");
-            }
-            if s.want == Want::Hidden && heads {
-                return bug("hidden rows of the last layers");
-            }
-            if matches!(s.want, Want::Sample(_) | Want::Logits(_)) && !heads {
-                return bug("logits of a program without the head");
+            match s.want {
+                Want::Logits(wanted) if wanted as usize > n => {
+                    return bug("logits of more rows than there are");
+                }
+                Want::Sample(_) | Want::Logits(_) if !heads => {
+                    return bug("logits of a program without the head");
+                }
+                Want::Hidden if heads => return bug("hidden rows of the last layers"),
+                _ => {}
             }
         }
         if rows > kv.rows as usize {
             return bug("more rows than the program has room for");
         }
         Ok(())
+    }
+}
+
+impl Input {
+    /// How many, where a row of the residual stream has `hidden` values.
+    pub fn rows(&self, hidden: usize) -> usize {
+        match self {
+            Input::Ids(ids) => ids.len(),
+            Input::LastSampled => 1,
+            Input::Hidden(x) => x.len() / hidden,
+        }
     }
 }
 

@@ -10,7 +10,7 @@ use crate::gguf::ModelFile;
 use crate::plan::{Attend, Linear, Norm, NormGateUpAct, NormQkvRopeCache, Plan, Residual, Step};
 use crate::program::{
     Batch, Device, DeviceError, DeviceInfo, Input, KvLayout, Program, Segment, SegmentOutput, StepOutput,
-    Want,
+    Terms, Want,
 };
 use crate::sampling;
 use maths::{Tensor, add, norm, rotate};
@@ -115,7 +115,7 @@ impl Row {
 
 impl Program for Compiled {
     fn submit(&mut self, batch: Batch) -> Result<(), DeviceError> {
-        self.check(&batch).map_err(DeviceError::Unsupported)?;
+        batch.check(&self.terms())?;
         self.queue.push_back(batch);
         Ok(())
     }
@@ -211,49 +211,13 @@ impl Compiled {
         names
     }
 
-    /// What the caller guarantees, and that this range of layers can take the input and give what is wanted.
-    fn check(&self, batch: &Batch) -> Result<(), String> {
-        let mut rows = 0;
-        for segment in &batch.segments {
-            let n = self.rows(segment);
-            rows += n;
-            let slot = segment.slot as usize;
-            if slot >= self.last.len() {
-                return Err(format!("slot {slot} of {}", self.last.len()));
-            }
-            let input_fits = match &segment.input {
-                Input::Ids(ids) => self.embeds && ids.iter().all(|&id| (id as usize) < self.plan.vocab),
-                Input::LastSampled => self.embeds && self.heads,
-                Input::Hidden(x) => !self.embeds && x.len() % self.plan.hidden == 0,
-            };
-            let want_fits = match &segment.want {
-                Want::Nothing => true,
-                Want::Sample(_) => self.heads,
-                Want::Logits(last) => self.heads && *last as usize <= n,
-                Want::Hidden => !self.heads,
-            };
-            if n == 0 || !input_fits || !want_fits {
-                return Err(format!("slot {slot}: {n} rows of input that these layers can't take or answer"));
-            }
-            let end = segment.start as usize + n;
-            if end > segment.blocks.len() * BLOCK_TOKENS
-                || segment.blocks.iter().any(|&block| block >= self.kv.blocks)
-            {
-                return Err(format!("slot {slot}: its blocks don't hold {end} positions"));
-            }
-        }
-        if rows > self.kv.rows as usize {
-            return Err(format!("{rows} rows in a batch of at most {}", self.kv.rows));
-        }
-        Ok(())
+    fn terms(&self) -> Terms {
+        let (vocab, hidden) = (self.plan.vocab, self.plan.hidden);
+        Terms { kv: self.kv, vocab, hidden, embeds: self.embeds, heads: self.heads }
     }
 
     fn rows(&self, segment: &Segment) -> usize {
-        match &segment.input {
-            Input::Ids(ids) => ids.len(),
-            Input::LastSampled => 1,
-            Input::Hidden(x) => x.len() / self.plan.hidden,
-        }
+        segment.input.rows(self.plan.hidden)
     }
 
     fn run(&mut self, batch: Batch) -> Result<StepOutput, DeviceError> {

@@ -14,7 +14,7 @@ use super::pool::{Pool, Thread};
 use super::rows::NormArgs;
 use super::simd::LANES;
 use crate::plan::{Rope, RopePairs};
-use crate::program::{Batch, DeviceError, Input, Program, SegmentOutput, StepOutput, StepTime, Want};
+use crate::program::{Batch, DeviceError, Input, Program, SegmentOutput, StepOutput, StepTime, Terms, Want};
 use crate::sampling;
 use clock::StepClock;
 use prepared::{Prepared, Row};
@@ -81,7 +81,7 @@ impl CpuProgram {
 
 impl Program for CpuProgram {
     fn submit(&mut self, batch: Batch) -> Result<(), DeviceError> {
-        self.run.check(&batch)?;
+        batch.check(&self.run.terms())?;
         self.queue.push_back(batch);
         Ok(())
     }
@@ -112,53 +112,14 @@ impl Program for CpuProgram {
 }
 
 impl Runner {
-    /// Refuses what would reach beyond buffers: a caller's bug must not become memory corruption.
-    fn check(&self, batch: &Batch) -> Result<(), DeviceError> {
-        let bug = |what: &str| Err(DeviceError::Unsupported(format!("batch refused: {what}")));
-        let mut rows = 0;
-        for s in &batch.segments {
-            let n = match &s.input {
-                Input::Ids(ids) if self.low.embed.is_none() && !ids.is_empty() => {
-                    return bug("ids for a program without the embedding");
-                }
-                Input::Ids(ids) => {
-                    if ids.iter().any(|&id| id as usize >= self.low.vocab) {
-                        return bug("a token id beyond the vocabulary");
-                    }
-                    ids.len()
-                }
-                Input::LastSampled => 1,
-                Input::Hidden(_) if self.low.embed.is_some() => {
-                    return bug("hidden rows for the first layers");
-                }
-                Input::Hidden(x) if !x.len().is_multiple_of(self.low.hidden) => {
-                    return bug("part of a hidden row");
-                }
-                Input::Hidden(x) => x.len() / self.low.hidden,
-            };
-            rows += n;
-            if n == 0 || s.slot >= self.low.kv.slots {
-                return bug("an empty segment or an unknown slot");
-            }
-            if s.blocks.len() * BLOCK_TOKENS < s.start as usize + n
-                || s.blocks.iter().any(|&b| b >= self.low.kv.blocks)
-            {
-                return bug("positions without KV blocks");
-            }
-            if matches!(s.want, Want::Logits(wanted) if wanted as usize > n) {
-                return bug("logits of more rows than there are");
-            }
-            if s.want == Want::Hidden && self.low.head.is_some() {
-                return bug("hidden rows of the last layers");
-            }
-            if matches!(s.want, Want::Sample(_) | Want::Logits(_)) && self.low.head.is_none() {
-                return bug("logits of a program without the head");
-            }
+    fn terms(&self) -> Terms {
+        Terms {
+            kv: self.low.kv,
+            vocab: self.low.vocab,
+            hidden: self.low.hidden,
+            embeds: self.low.embed.is_some(),
+            heads: self.low.head.is_some(),
         }
-        if rows > self.low.kv.rows as usize {
-            return bug("more rows than the program has room for");
-        }
-        Ok(())
     }
 
     fn walk(&self, batch: &Prepared<'_>, thread: Thread<'_>) {

@@ -342,6 +342,20 @@ template <class G, class S> DEV void store_out(const AttendArgs &p, S &s, int kv
     }
 }
 
+// Calls `take(row, column, value)` for every output of a tile that this thread holds.
+template <class G, int MT, class Take> DEV void each_output(float o[MT][Span<G>::NTO][4], Take take) {
+    const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, g = lane >> 2, t = lane & 3;
+#pragma unroll
+    for (int m = 0; m < MT; m++)
+#pragma unroll
+        for (int i = 0; i < Span<G>::NTO; i++)
+#pragma unroll
+            for (int j = 0; j < 4; j++) {
+                const int column = (warp + i * 8) * 8 + 2 * t + (j & 1);
+                if (column < G::HD) take(m * 16 + g + 8 * (j >> 1), column, o[m][i][j]);
+            }
+}
+
 // Tiles of rows of one sequence, every span by the same thread block: blockIdx (tile, kv head). Keys are in the cache.
 template <class G, int MT> DEV void attend_tile(const AttendArgs &p) {
     constexpr int NTO = Span<G>::NTO, GROUP = G::HEADS / G::KV_HEADS;
@@ -392,15 +406,7 @@ template <class G, int MT> DEV void attend_tile(const AttendArgs &p) {
                 }
     }
     __syncthreads();
-#pragma unroll
-    for (int m = 0; m < MT; m++)
-#pragma unroll
-        for (int i = 0; i < NTO; i++)
-#pragma unroll
-            for (int j = 0; j < 4; j++) {
-                const int column = (warp + i * 8) * 8 + 2 * t + (j & 1);
-                if (column < G::HD) s.out[m * 16 + g + 8 * (j >> 1)][column] = all[m][i][j];
-            }
+    each_output<G, MT>(all, [&](int r, int column, float v) { s.out[r][column] = v; });
     __syncthreads();
     store_out<G>(p, s, kv_head, row0, rows);
 }
@@ -439,30 +445,16 @@ template <class G, int MT> DEV void attend_split(const AttendArgs &p) {
     if (spans == 1) {
         // merging with nothing changes no bit
         if (threadIdx.x < MT * 16) s.all_sum[threadIdx.x] = s.sum[threadIdx.x];
-#pragma unroll
-        for (int m = 0; m < MT; m++)
-#pragma unroll
-            for (int i = 0; i < NTO; i++)
-#pragma unroll
-                for (int j = 0; j < 4; j++) {
-                    const int column = (warp + i * 8) * 8 + 2 * t + (j & 1);
-                    if (column < G::HD) s.out[m * 16 + g + 8 * (j >> 1)][column] = o[m][i][j];
-                }
+        each_output<G, MT>(o, [&](int r, int column, float v) { s.out[r][column] = v; });
         __syncthreads();
         store_out<G>(p, s, kv_head, row, 1);
         return;
     }
     const int partial_at = p.partial_at[row];
     auto part = [&](int r, int i) { return p.partial + ((long long)(partial_at + i) * G::HEADS + kv_head * GROUP + r) * (G::HD + 2); };
-#pragma unroll
-    for (int m = 0; m < MT; m++)
-#pragma unroll
-        for (int i = 0; i < NTO; i++)
-#pragma unroll
-            for (int j = 0; j < 4; j++) {
-                const int r = m * 16 + g + 8 * (j >> 1), column = (warp + i * 8) * 8 + 2 * t + (j & 1);
-                if (r < GROUP && column < G::HD) __stcg(part(r, blockIdx.y) + column, o[m][i][j]);
-            }
+    each_output<G, MT>(o, [&](int r, int column, float v) {
+        if (r < GROUP) __stcg(part(r, blockIdx.y) + column, v);
+    });
     if (threadIdx.x < GROUP) {
         __stcg(part(threadIdx.x, blockIdx.y) + G::HD, s.most[threadIdx.x]);
         __stcg(part(threadIdx.x, blockIdx.y) + G::HD + 1, s.sum[threadIdx.x]);

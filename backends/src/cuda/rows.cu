@@ -202,6 +202,19 @@ DEV void best_of_block(float &v, int &id, float *room, int *ids) {
     __syncthreads();
 }
 
+// The best of what thread blocks found in their chunks of a row. Read around the first-level cache, since blocks of the
+// same kernel may have written it.
+DEV void best_of_chunks(const float2 *chunks, float &v, int &id, float *room, int *ids) {
+    v = -INF;
+    id = 0x7fffffff;
+    if (threadIdx.x < CHUNKS) {
+        const float2 found = __ldcg(chunks + threadIdx.x);
+        v = found.x;
+        id = __float_as_int(found.y);
+    }
+    best_of_block(v, id, room, ids);
+}
+
 template <int VOCAB> DEV void sample_most(const SampleArgs &p) {
     launch_next();
     wait_previous(p.trace);
@@ -306,14 +319,9 @@ template <int VOCAB> DEV void sample_cut(const SampleArgs &p) {
     __shared__ Cut s;
     const int row = blockIdx.x;
     const Choice choice = p.choices[row];
-    float top = -INF;
-    int first = 0x7fffffff;
-    if (threadIdx.x < CHUNKS) {
-        const float2 m = p.most[row * CHUNKS + threadIdx.x];
-        top = m.x;
-        first = __float_as_int(m.y);
-    }
-    best_of_block(top, first, room, ids);
+    float top;
+    int first;
+    best_of_chunks(p.most + row * CHUNKS, top, first, room, ids);
     u64 cut = ~(u64)0;
     if (choice.inverse != 0 && top != -INF) {
         const float *logits = p.logits + (long long)row * VOCAB;
@@ -334,14 +342,9 @@ template <int VOCAB> DEV void sample_pick(const SampleArgs &p) {
     constexpr int EACH = (VOCAB + CHUNKS - 1) / CHUNKS;
     const int row = blockIdx.y;
     const Choice choice = p.choices[row];
-    float top = -INF;
-    int first = 0x7fffffff;
-    if (threadIdx.x < CHUNKS) {
-        const float2 m = p.most[row * CHUNKS + threadIdx.x];
-        top = m.x;
-        first = __float_as_int(m.y);
-    }
-    best_of_block(top, first, room, ids);
+    float top;
+    int first;
+    best_of_chunks(p.most + row * CHUNKS, top, first, room, ids);
     float v = -INF;
     int id = 0x7fffffff;
     const bool greedy = choice.inverse == 0 || top == -INF;
@@ -372,12 +375,7 @@ template <int VOCAB> DEV void sample_pick(const SampleArgs &p) {
         __syncthreads();
         if (!final) return;
         __threadfence();
-        v = -INF; id = 0x7fffffff;
-        if (threadIdx.x < CHUNKS) {
-            const float2 b = __ldcg(p.best + row * CHUNKS + threadIdx.x);
-            v = b.x; id = __float_as_int(b.y);
-        }
-        best_of_block(v, id, room, ids);
+        best_of_chunks(p.best + row * CHUNKS, v, id, room, ids);
     } else if (blockIdx.x != 0) return;
     if (threadIdx.x == 0) {
         p.arrived[row] = 0;

@@ -5,8 +5,8 @@ use super::forms::WIDE;
 use super::kernels::{Kernels, traced};
 use super::load::{AttendStep, GemmStep, Low, Lowered, SPAN, TOGETHER, WIDTHS};
 use crate::program::{
-    Batch, DeviceError, Input, KvLayout, Program, SampleSpec, Sampled, Segment, SegmentOutput, StepOutput,
-    StepTime, Want,
+    Batch, DeviceError, Input, KvLayout, Program, SampleSpec, Sampled, SegmentOutput, StepOutput, StepTime,
+    Terms, Want,
 };
 use crate::sampling::{self, GREEDY_BELOW};
 use std::cell::RefCell;
@@ -192,7 +192,7 @@ impl Drop for CudaProgram {
 
 impl Program for CudaProgram {
     fn submit(&mut self, batch: Batch) -> Result<(), DeviceError> {
-        batch.check(self.kv, self.low.vocab, self.low.hidden, self.low.embeds, self.low.head.is_some())?;
+        batch.check(&self.terms())?;
         self.gpu.enter()?;
         while self.flights.len() >= RING - 1 {
             // more than was asked for: make room
@@ -258,15 +258,6 @@ fn truncated(spec: &SampleSpec) -> bool {
     s.temperature >= GREEDY_BELOW && (s.top_k != 0 || s.top_p < 1.0)
 }
 
-/// Rows of a segment.
-fn rows_of(segment: &Segment, hidden: usize) -> usize {
-    match &segment.input {
-        Input::Ids(ids) => ids.len(),
-        Input::LastSampled => 1,
-        Input::Hidden(x) => x.len() / hidden,
-    }
-}
-
 /// A batch, taken apart.
 struct Prepared {
     shape: Shape,
@@ -280,6 +271,16 @@ struct Prepared {
 }
 
 impl CudaProgram {
+    fn terms(&self) -> Terms {
+        Terms {
+            kv: self.kv,
+            vocab: self.low.vocab,
+            hidden: self.low.hidden,
+            embeds: self.low.embeds,
+            heads: self.low.head.is_some(),
+        }
+    }
+
     fn start(&mut self, batch: &Batch) -> Result<(), DeviceError> {
         self.number = self.number.wrapping_add(1);
         let ring = self.number as usize % RING;
@@ -366,7 +367,7 @@ impl CudaProgram {
     /// Writes the description of a step.
     fn prepare(&mut self, batch: &Batch, ring: usize) -> Prepared {
         let hidden = self.low.hidden;
-        let counts: Vec<usize> = batch.segments.iter().map(|s| rows_of(s, hidden)).collect();
+        let counts: Vec<usize> = batch.segments.iter().map(|s| s.input.rows(hidden)).collect();
         let rows: usize = counts.iter().sum();
         let l = layout(self.kv, rows);
         let mut first = Vec::with_capacity(counts.len());
@@ -597,7 +598,7 @@ impl CudaProgram {
     fn hidden_out(&self, batch: &Batch, first: &[usize], flight: &mut Flight) -> Result<(), DeviceError> {
         let hidden = self.low.hidden;
         for (i, segment) in batch.segments.iter().enumerate().filter(|(_, s)| s.want == Want::Hidden) {
-            let mut out = vec![0f32; rows_of(segment, hidden) * hidden];
+            let mut out = vec![0f32; segment.input.rows(hidden) * hidden];
             self.stream.download(&mut out, self.low.enter.x + (first[i] * hidden * 4) as u64)?;
             flight.outputs[i] = SegmentOutput::Hidden(out);
         }

@@ -493,24 +493,3 @@ fn a_soak_leaves_no_block_behind() {
     let refused = handle.generate(ask(0, vec![1], 1), channel(1).0).unwrap_err();
     assert_eq!(refused.kind, FailureKind::Internal);
 }
-
-/// Not a test: `cargo test --release -p weir-backends engine::tests::overhead -- --nocapture --ignored`.
-#[test]
-#[ignore = "prints timings"]
-fn overhead() {
-    for streams in [1u64, 8, 64] {
-        let mut engine = engine(&Null { depth: 1, ..Null::default() }, config(64 * 40, 64, 128));
-        let mut readers: Vec<_> = (0..streams).map(|_| channel(4096)).collect();
-        for (request, (sink, _)) in readers.iter().enumerate() {
-            engine.generate(Time::ZERO, ask(request as u64, vec![1; 100], 1000), sink.clone()).unwrap();
-        }
-        (0..100).for_each(|_| _ = engine.step(Time::ZERO));
-        let start = std::time::Instant::now();
-        (0..800).for_each(|_| _ = engine.step(Time::ZERO));
-        let step = start.elapsed() / 800;
-        readers.iter_mut().for_each(|(_, events)| while events.try_recv().is_ok() {});
-        eprintln!(
-            "{streams} streams: {step:?} a step, the null device's hashing of about 600 positions a stream included"
-        );
-    }
-}

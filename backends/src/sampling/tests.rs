@@ -216,32 +216,3 @@ fn exp_is_close() {
     assert_eq!(exp(f32::NAN), 0.0);
     assert_eq!(exp(f32::NEG_INFINITY), 0.0);
 }
-
-/// Not a test of speed, only a figure: `cargo test -p weir-backends sampling::tests::speed -- --nocapture --ignored`.
-#[test]
-#[ignore = "prints timings"]
-fn speed() {
-    let mut random = Random(5);
-    // About what models give: a bell of deviation 3, and a few tokens far ahead of it.
-    let mut logits: Vec<f32> =
-        (0..262_144).map(|_| (random.unit() + random.unit() + random.unit() - 1.5) * 6.0).collect();
-    (0..20).for_each(|i| logits[i * 7919] = 16.0 - 0.5 * i as f32);
-    let check = |name: &str, sampling: Sampling| {
-        let mut copy = logits.clone();
-        // The shortest of many: the machine may be busy.
-        let times = (0..100).map(|position| {
-            let start = std::time::Instant::now();
-            sample(&mut copy, &spec(sampling.clone(), position));
-            start.elapsed()
-        });
-        eprintln!("{name}: {:?} a token of 262144", times.min().unwrap());
-    };
-    let plain = Sampling { temperature: 0.8, ..Sampling::default() };
-    check("greedy", Sampling::default());
-    check("temperature", plain.clone());
-    check("top_k 40", Sampling { top_k: 40, ..plain.clone() });
-    check("top_p 0.95", Sampling { top_p: 0.95, ..plain.clone() });
-    check("min_p 0.05", Sampling { min_p: 0.05, ..plain.clone() });
-    check("logprobs 20", Sampling { logprobs: Some(20), ..plain.clone() });
-    check("hot, top_p 0.95", Sampling { temperature: 100.0, top_p: 0.95, ..plain });
-}

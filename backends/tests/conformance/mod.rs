@@ -1,5 +1,7 @@
 //! What every device must keep, checked on small random models: a token's logits are the same bits whatever else is in
 //! the batch and however its prompt was cut, and two programs of half the layers equal one of all.
+pub mod near;
+
 use crate::draw::Draw;
 use std::sync::Arc;
 use weir_backends::gguf::ModelFile;
@@ -166,6 +168,13 @@ pub fn check_refusals(device: &dyn Device) {
     ];
     for segment in bad {
         assert!(program.submit(Batch { segments: vec![segment.clone()] }).is_err(), "{segment:?}");
+    }
+    let twice = vec![good(), Segment { blocks: [1].into(), ..good() }];
+    assert!(program.submit(Batch { segments: twice }).is_err(), "a slot that is there twice");
+    let mut second = device.compile(&file, &plan, 1..layers, LAYOUT).unwrap();
+    for input in [Input::Ids(vec![1]), Input::LastSampled, Input::Hidden(vec![0.0; 63])] {
+        let segment = Segment { input, ..good() };
+        assert!(second.submit(Batch { segments: vec![segment.clone()] }).is_err(), "{segment:?}");
     }
     step(&mut *program, vec![good()]);
 }

@@ -1,15 +1,10 @@
 //! The CPU device: its kernels against the reference, on every instruction set that is present.
-use crate::conformance::{self, check_halves, check_invariance, check_last_sampled, check_refusals, step};
+use crate::conformance::{self, check_halves, check_invariance, check_last_sampled, check_refusals, near};
 use crate::golden;
 use crate::golden::device::{is_full, mean_kl};
 use std::time::Instant;
 use weir_backends::cpu::{Cpu, CpuOptions, Isa};
-use weir_backends::gguf::{GgmlType, ModelFile};
-use weir_backends::models;
-use weir_backends::models::random::Random;
-use weir_backends::plan::Heads;
-use weir_backends::program::{Device, Input, KvLayout, Segment, SegmentOutput, Want};
-use weir_backends::reference::Reference;
+use weir_backends::gguf::GgmlType;
 use weir_scheduler::KvType;
 
 fn cpus() -> Vec<(Isa, Cpu)> {
@@ -17,41 +12,14 @@ fn cpus() -> Vec<(Isa, Cpu)> {
     present.map(|isa| (isa, Cpu::new(CpuOptions { threads: Some(2), isa: Some(isa) }))).collect()
 }
 
-/// Logits of every row of 70 tokens, prefilled at once.
-fn logits(device: &dyn Device, file: &ModelFile, kv: KvType) -> Vec<f32> {
-    let plan = models::plan(file).unwrap();
-    let layout = KvLayout { blocks: 4, kv, slots: 1, rows: 128 };
-    let mut program = device.compile(file, &plan, 0..plan.layers.len(), layout).unwrap();
-    let ids: Vec<u32> = (0..70u32).map(|i| (i * 37 + 11) % plan.vocab as u32).collect();
-    let want = Want::Logits(ids.len() as u32);
-    let segment = Segment { slot: 0, start: 0, input: Input::Ids(ids), blocks: [2, 0, 3].into(), want };
-    match step(&mut *program, vec![segment]).remove(0) {
-        SegmentOutput::Logits(l) => l,
-        other => panic!("{other:?}"),
-    }
-}
-
-/// Root mean square of the difference over that of the reference's logits.
-fn error(a: &[f32], reference: &[f32]) -> f64 {
-    let square = |x: f64| x * x;
-    let difference: f64 = a.iter().zip(reference).map(|(a, b)| square(f64::from(a - b))).sum();
-    (difference / reference.iter().map(|b| square(f64::from(*b))).sum::<f64>()).sqrt()
-}
-
 /// A random model whose matrices have type `ty`, against the reference on the same file.
 fn check_type(family: &'static str, ty: GgmlType, kv: KvType, tolerance: f64) {
-    let mut random = Random::tiny(family, 3);
-    random.matrices = ty;
-    if ty.block_values() == 256 {
-        (random.shape.hidden, random.shape.ff) = (256, 512);
-        random.shape.heads = Heads { heads: 4, kv_heads: 2, head_dim: 64 };
-    }
-    let file = random.file();
-    let reference = logits(&Reference::default(), &file, KvType::F16);
+    let file = near::model(family, ty);
+    let reference = near::reference(&file);
     let mut fused: Option<Vec<f32>> = None;
     for (isa, cpu) in cpus() {
-        let ours = logits(&cpu, &file, kv);
-        let error = error(&ours, &reference);
+        let ours = near::logits(&cpu, &file, kv);
+        let error = near::error(&ours, &reference);
         eprintln!("{family} {ty:?} {kv:?} {}: {error:.2e}", isa.name());
         assert!(error < tolerance, "{family} {ty:?} {kv:?} on {}: off by {error:e}", isa.name());
         if isa != Isa::Portable {
@@ -94,8 +62,9 @@ fn batches_do_not_show_in_the_bits() {
 #[test]
 fn threads_do_not_show_in_the_bits() {
     let (file, _) = conformance::model("gemma3", 1);
-    let with =
-        |threads| logits(&Cpu::new(CpuOptions { threads: Some(threads), isa: None }), &file, KvType::F16);
+    let with = |threads| {
+        near::logits(&Cpu::new(CpuOptions { threads: Some(threads), isa: None }), &file, KvType::F16)
+    };
     let one = with(1);
     for threads in [2, 3, 5, 16] {
         assert!(one == with(threads), "{threads} threads");

@@ -1,17 +1,17 @@
 //! The CUDA device against the reference, and its own promise: the same bits whatever the batch. Needs a GPU, so these
 //! run with `cargo xtask test --gpu cuda`.
-use crate::conformance::{check_halves, check_invariance, check_last_sampled, check_refusals, model, step};
+use crate::conformance::{
+    check_halves, check_invariance, check_last_sampled, check_refusals, model, near, step,
+};
 use crate::family;
 use crate::golden::{self, device::mean_kl};
 use std::sync::Arc;
 use std::time::Instant;
 use weir_backends::cuda::Cuda;
-use weir_backends::gguf::{GgmlType, ModelFile};
+use weir_backends::gguf::GgmlType;
 use weir_backends::models;
 use weir_backends::models::random::Random;
-use weir_backends::plan::Heads;
 use weir_backends::program::{Device, Input, KvLayout, Program, SampleSpec, Segment, SegmentOutput, Want};
-use weir_backends::reference::Reference;
 use weir_scheduler::{KvType, Sampling};
 
 /// On this processor everything is thousands of times slower.
@@ -21,37 +21,10 @@ fn gpu() -> Cuda {
     Cuda::all().unwrap().remove(0)
 }
 
-/// Logits of every row of 70 tokens, prefilled at once.
-fn logits(device: &dyn Device, file: &ModelFile, kv: KvType) -> Vec<f32> {
-    let plan = models::plan(file).unwrap();
-    let layout = KvLayout { blocks: 4, kv, slots: 1, rows: 128 };
-    let mut program = device.compile(file, &plan, 0..plan.layers.len(), layout).unwrap();
-    let ids: Vec<u32> = (0..70u32).map(|i| (i * 37 + 11) % plan.vocab as u32).collect();
-    let want = Want::Logits(ids.len() as u32);
-    let segment = Segment { slot: 0, start: 0, input: Input::Ids(ids), blocks: [2, 0, 3].into(), want };
-    match step(&mut *program, vec![segment]).remove(0) {
-        SegmentOutput::Logits(l) => l,
-        other => panic!("{other:?}"),
-    }
-}
-
-/// Root mean square of the difference over that of the reference's logits.
-fn error(a: &[f32], reference: &[f32]) -> f64 {
-    let square = |x: f64| x * x;
-    let difference: f64 = a.iter().zip(reference).map(|(a, b)| square(f64::from(a - b))).sum();
-    (difference / reference.iter().map(|b| square(f64::from(*b))).sum::<f64>()).sqrt()
-}
-
 /// A random model whose matrices have type `ty`, against the reference on the same file.
 fn check_type(device: &Cuda, family: &'static str, ty: GgmlType, kv: KvType, tolerance: f64) -> bool {
-    let mut random = Random::tiny(family, 3);
-    random.matrices = ty;
-    if ty.block_values() == 256 {
-        (random.shape.hidden, random.shape.ff) = (256, 512);
-        random.shape.heads = Heads { heads: 4, kv_heads: 2, head_dim: 64 };
-    }
-    let file = random.file();
-    let error = error(&logits(device, &file, kv), &logits(&Reference::default(), &file, kv));
+    let file = near::model(family, ty);
+    let error = near::error(&near::logits(device, &file, kv), &near::reference(&file));
     eprintln!("{family} {ty:?} {kv:?}: {error:.2e}");
     error < tolerance
 }

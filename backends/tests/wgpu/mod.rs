@@ -1,6 +1,8 @@
 //! The wgpu device against the reference, on every adapter that is wanted: `WEIR_TEST_GPU` is a part of its description,
 //! by default the programs that imitate a GPU (lavapipe: Debian's `mesa-vulkan-drivers`).
-use crate::conformance::{self, check_halves, check_invariance, check_last_sampled, check_refusals, step};
+use crate::conformance::{
+    self, check_halves, check_invariance, check_last_sampled, check_refusals, near, step,
+};
 use crate::golden::{
     self,
     device::{is_full, mean_kl_of},
@@ -14,7 +16,6 @@ use weir_backends::plan::Heads;
 use weir_backends::program::{
     Device, DeviceError, Input, KvLayout, SampleSpec, Segment, SegmentOutput, TokenCount, Want,
 };
-use weir_backends::reference::Reference;
 use weir_backends::sampling;
 use weir_backends::wgpu::Wgpu;
 use weir_scheduler::{KvType, Sampling};
@@ -37,39 +38,10 @@ fn gpu() -> Option<Wgpu> {
     Some(Wgpu::new(found).unwrap())
 }
 
-/// Logits of every row of 70 tokens, prefilled at once.
-fn logits(device: &dyn Device, file: &ModelFile, kv: KvType) -> Vec<f32> {
-    let plan = models::plan(file).unwrap();
-    let layout = KvLayout { blocks: 4, kv, slots: 1, rows: 128 };
-    let mut program = device.compile(file, &plan, 0..plan.layers.len(), layout).unwrap();
-    let ids: Vec<u32> = (0..70u32).map(|i| (i * 37 + 11) % plan.vocab as u32).collect();
-    let want = Want::Logits(ids.len() as u32);
-    let segment = Segment { slot: 0, start: 0, input: Input::Ids(ids), blocks: [2, 0, 3].into(), want };
-    match step(&mut *program, vec![segment]).remove(0) {
-        SegmentOutput::Logits(l) => l,
-        other => panic!("{other:?}"),
-    }
-}
-
-/// Root mean square of the difference over that of the reference's logits.
-fn error(a: &[f32], reference: &[f32]) -> f64 {
-    let square = |x: f64| x * x;
-    let difference: f64 = a.iter().zip(reference).map(|(a, b)| square(f64::from(a - b))).sum();
-    (difference / reference.iter().map(|b| square(f64::from(*b))).sum::<f64>()).sqrt()
-}
-
 /// A random model whose matrices have type `ty`, against the reference on the same file.
 fn check_type(device: &Wgpu, family: &'static str, ty: GgmlType, kv: KvType, tolerance: f64) {
-    let mut random = Random::tiny(family, 3);
-    random.matrices = ty;
-    if ty.block_values() == 256 {
-        (random.shape.hidden, random.shape.ff) = (256, 512);
-        random.shape.heads = Heads { heads: 4, kv_heads: 2, head_dim: 64 };
-    }
-    let file = random.file();
-    let reference = logits(&Reference::default(), &file, KvType::F16);
-    let ours = logits(device, &file, kv);
-    let error = error(&ours, &reference);
+    let file = near::model(family, ty);
+    let error = near::error(&near::logits(device, &file, kv), &near::reference(&file));
     eprintln!("{family} {ty:?} {kv:?}: {error:.2e}");
     assert!(error < tolerance, "{family} {ty:?} {kv:?}: off by {error:e}");
 }
@@ -172,8 +144,8 @@ fn wide_products_meet_the_reference() {
     let Some(gpu) = gpu() else { return };
     for (ty, tolerance) in [(GgmlType::Q4_1, 0.03), (GgmlType::Q6_K, 0.03), (GgmlType::F16, 1e-3)] {
         let file = wide(ty);
-        let ours = logits(&gpu, &file, KvType::F16);
-        let error = error(&ours, &logits(&Reference::default(), &file, KvType::F16));
+        let ours = near::logits(&gpu, &file, KvType::F16);
+        let error = near::error(&ours, &near::reference(&file));
         eprintln!("wide {ty:?}: {error:.2e}");
         assert!(error < tolerance, "{ty:?}: off by {error:e}");
         check_one_by_one(&gpu, &file, 12);
