@@ -84,6 +84,17 @@ pub struct Batch {
     pub segments: Vec<Segment>,
 }
 
+/// Refuses a range of layers that the plan doesn't have.
+pub(crate) fn check_layers(plan: &Plan, layers: &Range<usize>) -> Result<(), DeviceError> {
+    if layers.start > layers.end || layers.end > plan.layers.len() {
+        return Err(DeviceError::Unsupported(format!(
+            "layers {layers:?} of a model of {}",
+            plan.layers.len()
+        )));
+    }
+    Ok(())
+}
+
 /// What a program has room for and can take: the terms of [`Batch::check`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Terms {

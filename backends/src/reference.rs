@@ -10,7 +10,7 @@ use crate::gguf::ModelFile;
 use crate::plan::{Attend, Linear, Norm, NormGateUpAct, NormQkvRopeCache, Plan, Residual, Step};
 use crate::program::{
     Batch, Device, DeviceError, DeviceInfo, Input, KvLayout, Program, Segment, SegmentOutput, StepOutput,
-    Terms, Want,
+    Terms, Want, check_layers,
 };
 use crate::sampling;
 use maths::{Tensor, add, norm, rotate};
@@ -53,10 +53,7 @@ impl Device for Reference {
         layers: Range<usize>,
         kv: KvLayout,
     ) -> Result<Box<dyn Program>, DeviceError> {
-        if layers.start > layers.end || layers.end > plan.layers.len() {
-            let why = format!("layers {layers:?} of a model of {}", plan.layers.len());
-            return Err(DeviceError::Unsupported(why));
-        }
+        check_layers(plan, &layers)?;
         let steps: Vec<Step> = plan.layers[layers.clone()].iter().flatten().cloned().collect();
         let program = Compiled {
             embeds: layers.start == 0,

@@ -6,7 +6,7 @@ use super::rows::NormArgs;
 use super::simd::LANES;
 use crate::gguf::{GgmlType, ModelFile, TensorInfo};
 use crate::plan::{Activation, Heads, Linear, Norm, Plan, Residual, Rope, Step};
-use crate::program::{DeviceError, KvLayout};
+use crate::program::{DeviceError, KvLayout, check_layers};
 use crate::quant;
 use std::collections::HashMap;
 use std::ops::Range;
@@ -142,9 +142,7 @@ pub fn lower(
     kv: KvLayout,
     threads: usize,
 ) -> Result<Lowered, DeviceError> {
-    if layers.end > plan.layers.len() || layers.start > layers.end {
-        return Err(unsupported(format!("layers {layers:?} of {}", plan.layers.len())));
-    }
+    check_layers(plan, &layers)?;
     if !plan.hidden.is_multiple_of(BLOCK) || kv.rows == 0 || kv.slots == 0 {
         return Err(unsupported(format!("hidden size {} is not a multiple of {BLOCK}", plan.hidden)));
     }

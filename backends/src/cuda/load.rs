@@ -9,7 +9,7 @@ use crate::plan::{
     Activation, Attend, Heads, Linear, Norm, NormGateUpAct, NormKind, NormQkvRopeCache, Plan, Residual, Rope,
     RopePairs, Step,
 };
-use crate::program::{DeviceError, KvLayout};
+use crate::program::{DeviceError, KvLayout, check_layers};
 use std::collections::HashMap;
 use std::fmt::Write;
 use std::ops::Range;
@@ -144,9 +144,7 @@ pub fn lower(
     base: u64,
     shared_limit: usize,
 ) -> Result<Lowered, DeviceError> {
-    if layers.end > plan.layers.len() || layers.start > layers.end {
-        return Err(unsupported(format!("layers {layers:?} of {}", plan.layers.len())));
-    }
+    check_layers(plan, &layers)?;
     if !plan.hidden.is_multiple_of(32) || plan.hidden > 16384 || kv.rows == 0 || kv.slots == 0 {
         return Err(unsupported(format!(
             "hidden size {}: CUDA computes multiples of 32 up to 16384",
