@@ -1,6 +1,5 @@
 //! A program at work: batches become commands, results come back late through mapped buffers.
 mod build;
-mod check;
 mod describe;
 mod profile;
 mod readback;
@@ -10,7 +9,9 @@ use super::adapter::{Gpu, PARAMS_STRIDE};
 use super::load::{self, Weights};
 use super::lower::{Buf, Call, Height, Lowered, When};
 use crate::gguf::ModelFile;
-use crate::program::{Batch, DeviceError, KvLayout, Program, SampleSpec, StepOutput, StepTime};
+use crate::program::{
+    Batch, DeviceError, Input, KvLayout, Program, SampleSpec, Segment, StepOutput, StepTime, Terms,
+};
 use ::wgpu::{BindGroup, Buffer, BufferUsages, ComputePipeline, SubmissionIndex};
 use profile::Profile;
 use std::collections::{HashMap, VecDeque};
@@ -186,10 +187,31 @@ impl WgpuProgram {
     }
 }
 
+impl WgpuProgram {
+    /// What every program refuses, and rows that go on from a slot that has sampled nothing.
+    fn check(&self, batch: &Batch) -> Result<(), DeviceError> {
+        batch.check(&Terms {
+            kv: self.kv,
+            vocab: self.lowered.vocab,
+            hidden: self.lowered.hidden,
+            embeds: !self.embed.is_empty(),
+            heads: !self.head_one.is_empty(),
+        })?;
+        let fresh = |s: &&Segment| s.input == Input::LastSampled && !self.sampled[s.slot as usize];
+        match batch.segments.iter().find(fresh) {
+            Some(segment) => {
+                let slot = segment.slot;
+                Err(DeviceError::Unsupported(format!("batch refused: slot {slot} has sampled nothing")))
+            }
+            None => Ok(()),
+        }
+    }
+}
+
 impl Program for WgpuProgram {
     fn submit(&mut self, batch: Batch) -> Result<(), DeviceError> {
         self.gpu.fine()?;
-        self.check(&batch).map_err(DeviceError::Unsupported)?;
+        self.check(&batch)?;
         self.await_slots(&batch)?;
         self.record(batch)
     }

@@ -45,7 +45,7 @@ impl WgpuProgram {
         let (mut wanted, mut tables) = (Vec::new(), Vec::new());
         words.clear();
         for segment in &batch.segments {
-            let rows = self.rows(segment);
+            let rows = segment.input.rows(hidden);
             let end = segment.start as usize + rows;
             let table = tables.len() as u32;
             tables.extend_from_slice(&segment.blocks[..end.div_ceil(BLOCK_TOKENS)]);

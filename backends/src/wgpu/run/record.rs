@@ -48,7 +48,7 @@ impl WgpuProgram {
         let (mut row, mut wanted) = (0, 0);
         let mut here = Vec::new();
         for segment in segments {
-            let rows = self.rows(&segment);
+            let rows = segment.input.rows(self.lowered.hidden);
             let one = |here: &mut Vec<usize>, sampled_here: bool| {
                 here.extend(sampled_here.then_some(wanted));
                 wanted
