@@ -10,7 +10,7 @@ use weir_backends::load::{self, LoadOptions};
 use weir_backends::program::Device;
 use weir_backends::store::{Store, StoreConfig, StoreError};
 use weir_backends::text::Special;
-use weir_scheduler::{Event, Generate, KeyId, KvType, ModelId, Priority, RequestId, Sampling, TraceContext};
+use weir_scheduler::{Event, Generate, KvType, ModelId, Priority, RequestId, Sampling};
 
 /// Where options say nothing: lively, without the tail that small models stumble over.
 const TEMPERATURE: f32 = 0.7;
@@ -145,23 +145,14 @@ impl Loaded {
             seed: options.seed.unwrap_or_else(any_seed),
             ..Sampling::default()
         };
+        // where there is no room at all the engine says so
+        let max_tokens = options.max_tokens.unwrap_or(u32::MAX).min(room.max(1));
         Ok(Generate {
             request,
-            attempt: 0,
-            model: self.id,
-            prompt,
-            output: Vec::new(),
             sampling,
-            // where there is no room at all the engine says so
-            max_tokens: options.max_tokens.unwrap_or(u32::MAX).min(room.max(1)),
             stop,
-            ignore_eos: false,
             priority: Priority::Interactive,
-            deadline: None,
-            salt: 0,
-            key: KeyId(0),
-            tags: Vec::new(),
-            trace: TraceContext::default(),
+            ..Generate::new(self.id, prompt, max_tokens)
         })
     }
 

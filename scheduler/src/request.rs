@@ -132,6 +132,30 @@ pub struct Generate {
     pub trace: TraceContext,
 }
 
+impl Generate {
+    /// A request with nothing special: greedy, of normal priority, given to no node yet, for as long as it takes, on
+    /// nobody's behalf. Its number is 0 until somebody gives it one.
+    pub fn new(model: ModelId, prompt: Vec<u32>, max_tokens: u32) -> Generate {
+        Generate {
+            request: RequestId(0),
+            attempt: 0,
+            model,
+            prompt,
+            output: Vec::new(),
+            sampling: Sampling::default(),
+            max_tokens,
+            stop: Vec::new(),
+            ignore_eos: false,
+            priority: Priority::Normal,
+            deadline: None,
+            salt: 0,
+            key: KeyId(0),
+            tags: Vec::new(),
+            trace: TraceContext::default(),
+        }
+    }
+}
+
 /// A token considered at one position.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Candidate {

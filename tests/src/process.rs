@@ -59,13 +59,7 @@ impl Serve {
     /// If it ends, or isn't ready within two minutes.
     pub fn start(arguments: &[&str], environment: &[(&str, &str)]) -> Serve {
         let mut serve = Serve::spawn(free_address(), arguments, environment);
-        let end = Instant::now() + Duration::from_secs(120);
-        while serve.get("/readyz").map_or(0, |reply| reply.status) != 200 {
-            let status = serve.child.try_wait().expect("a child can be waited for");
-            assert!(status.is_none(), "weir serve ended with {status:?}: {}", serve.stderr());
-            assert!(Instant::now() < end, "weir serve isn't ready: {}", serve.stderr());
-            std::thread::sleep(Duration::from_millis(20));
-        }
+        serve.wait_for("/readyz");
         serve
     }
 
@@ -75,14 +69,18 @@ impl Serve {
     /// If it ends, or doesn't answer within two minutes.
     pub fn awake(address: SocketAddr, arguments: &[&str]) -> Serve {
         let mut serve = Serve::spawn(address, arguments, &[]);
+        serve.wait_for("/healthz");
+        serve
+    }
+
+    fn wait_for(&mut self, path: &str) {
         let end = Instant::now() + Duration::from_secs(120);
-        while serve.get("/healthz").map_or(0, |reply| reply.status) != 200 {
-            let status = serve.child.try_wait().expect("a child can be waited for");
-            assert!(status.is_none(), "weir serve ended with {status:?}: {}", serve.stderr());
-            assert!(Instant::now() < end, "weir serve doesn't answer: {}", serve.stderr());
+        while self.get(path).map_or(0, |reply| reply.status) != 200 {
+            let status = self.child.try_wait().expect("a child can be waited for");
+            assert!(status.is_none(), "weir serve ended with {status:?}: {}", self.stderr());
+            assert!(Instant::now() < end, "weir serve doesn't say 200 at {path}: {}", self.stderr());
             std::thread::sleep(Duration::from_millis(20));
         }
-        serve
     }
 
     /// Starts one at `address`, ready or not.
@@ -102,7 +100,7 @@ impl Serve {
 
     /// What it has said so far.
     pub fn stderr(&self) -> String {
-        std::fs::read_to_string(self.folder.path().join("stderr")).unwrap_or_default()
+        stderr(&self.folder)
     }
 
     /// `GET path`.
@@ -125,9 +123,7 @@ impl Serve {
     /// # Panics
     /// If it doesn't come within `limit`.
     pub fn ended(&mut self, limit: Duration) -> ExitStatus {
-        ended(&mut self.child, limit, || {
-            std::fs::read_to_string(self.folder.path().join("stderr")).unwrap_or_default()
-        })
+        ended(&mut self.child, limit, &self.folder)
     }
 }
 
@@ -176,7 +172,7 @@ impl Node {
 
     /// What it has said so far.
     pub fn stderr(&self) -> String {
-        std::fs::read_to_string(self.folder.path().join("stderr")).unwrap_or_default()
+        stderr(&self.folder)
     }
 
     /// Sends a signal: `INT`, `TERM`, `STOP`, `CONT`.
@@ -189,9 +185,7 @@ impl Node {
     /// # Panics
     /// If it doesn't come within `limit`.
     pub fn ended(&mut self, limit: Duration) -> ExitStatus {
-        ended(&mut self.child, limit, || {
-            std::fs::read_to_string(self.folder.path().join("stderr")).unwrap_or_default()
-        })
+        ended(&mut self.child, limit, &self.folder)
     }
 }
 
@@ -206,13 +200,17 @@ fn signal(child: &Child, name: &str) {
     assert!(status.is_ok_and(|s| s.success()), "kill -{name}");
 }
 
-fn ended(child: &mut Child, limit: Duration, stderr: impl Fn() -> String) -> ExitStatus {
+fn stderr(folder: &TempDir) -> String {
+    std::fs::read_to_string(folder.path().join("stderr")).unwrap_or_default()
+}
+
+fn ended(child: &mut Child, limit: Duration, folder: &TempDir) -> ExitStatus {
     let end = Instant::now() + limit;
     loop {
         if let Some(status) = child.try_wait().expect("a child can be waited for") {
             return status;
         }
-        assert!(Instant::now() < end, "it runs on after {limit:?}: {}", stderr());
+        assert!(Instant::now() < end, "it runs on after {limit:?}: {}", stderr(folder));
         std::thread::sleep(Duration::from_millis(10));
     }
 }

@@ -11,7 +11,7 @@ use tokio::task::JoinSet;
 use weir::driver::{Ask, Driver, DriverConfig, ModelSpec};
 use weir::gateway::{Gateway, GatewayConfig};
 use weir_backends::null::NULL_MODEL;
-use weir_scheduler::{KeyId, Priority, RequestId, Sampling, TraceContext};
+use weir_scheduler::Sampling;
 
 /// Requests of all clients together, after as many tenths that don't count.
 const REQUESTS: usize = 20_000;
@@ -113,21 +113,7 @@ async fn over_http(socket: &mut TcpStream) -> anyhow::Result<()> {
 }
 
 fn ask() -> Ask {
-    Ask {
-        request: RequestId(0),
-        attempt: 0,
-        model: NULL_MODEL,
-        prompt: "Hello, world".bytes().map(|byte| u32::from(byte) + 1).collect(),
-        output: Vec::new(),
-        sampling: Sampling { temperature: 1.0, ..Sampling::default() },
-        max_tokens: 1,
-        stop: Vec::new(),
-        ignore_eos: true,
-        priority: Priority::Normal,
-        deadline: None,
-        salt: 0,
-        key: KeyId(0),
-        tags: Vec::new(),
-        trace: TraceContext::default(),
-    }
+    let prompt = "Hello, world".bytes().map(|byte| u32::from(byte) + 1).collect();
+    let sampling = Sampling { temperature: 1.0, ..Sampling::default() };
+    Ask { sampling, ignore_eos: true, ..Ask::new(NULL_MODEL, prompt, 1) }
 }

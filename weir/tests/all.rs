@@ -4,4 +4,4 @@
 mod cli;
 mod driver;
 mod gateway;
-mod scale;
+mod strangers;

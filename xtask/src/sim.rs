@@ -1,4 +1,5 @@
-//! The scheduler under virtual time: many seeds of a world full of faults, and what placement is worth.
+//! The scheduler under virtual time: many seeds of a world full of faults, what placement is worth, and
+//! what a decision costs.
 use crate::run::{cargo, check};
 use anyhow::{Context as _, Result, bail};
 
@@ -17,12 +18,11 @@ pub fn run(flags: &[&str]) -> Result<()> {
             other => bail!("unknown: {other}; there are --seeds N and --first SEED"),
         }
     }
-    // The table and the cost of decisions are measured alone.
-    for (filter, more) in [("world::", None), ("table::", Some("--test-threads=1"))] {
+    for filter in ["world::", "table::"] {
         let mut test =
             cargo(&["test", "--quiet", "--release", "--package", "weir-scheduler", "--test", "suite"]);
-        test.arg(filter).args(["--", "--nocapture", "--include-ignored"]).args(more);
+        test.arg(filter).args(["--", "--nocapture"]);
         check(test.env("WEIR_SIM_SEEDS", seeds.to_string()).env("WEIR_SIM_FIRST", first.to_string()))?;
     }
-    Ok(())
+    check(&mut cargo(&["bench", "--quiet", "--package", "weir-scheduler", "--bench", "decision"]))
 }

@@ -1,5 +1,5 @@
 //! Single rules.
-use crate::world::{MODEL, ask, profile};
+use crate::samples::{MODEL, ask, profile};
 use std::time::Duration;
 use weir_scheduler::{
     Event, Failure, FailureKind, Fastest, Finish, FromNode, Input, Limits, ModelStatus, NodeId, Output,
@@ -36,6 +36,22 @@ fn token(scheduler: &mut Scheduler, now: Time, node: u64, id: u64, attempt: u32,
 
 fn say(scheduler: &mut Scheduler, now: Time, node: u64, id: u64, attempt: u32, event: Event) {
     let from = FromNode::Event { request: RequestId(id), attempt, event };
+    scheduler.handle(now, Input::Node { node: NodeId(node), from });
+}
+
+/// A node's heartbeat.
+fn beat(scheduler: &mut Scheduler, now: Time, node: u64, alive: bool) {
+    let model = ModelStatus {
+        model: MODEL,
+        alive,
+        running: u32::from(alive),
+        waiting: 0,
+        queued_tokens: 0,
+        kv_blocks_free: 0,
+        steps: 0,
+        rates: None,
+    };
+    let from = FromNode::Status(Status { draining: false, models: vec![model] });
     scheduler.handle(now, Input::Node { node: NodeId(node), from });
 }
 
@@ -136,18 +152,7 @@ fn a_stalled_nodes_request_moves_unless_its_reader_is_behind() {
         outputs(&mut s);
         for ms in (500..=6000).step_by(500) {
             for node in [0, 1] {
-                let model = ModelStatus {
-                    model: MODEL,
-                    alive: true,
-                    running: 1,
-                    waiting: 0,
-                    queued_tokens: 0,
-                    kv_blocks_free: 0,
-                    steps: 0,
-                    rates: None,
-                };
-                let from = FromNode::Status(Status { draining: false, models: vec![model] });
-                s.handle(at(ms), Input::Node { node: NodeId(node), from });
+                beat(&mut s, at(ms), node, true);
             }
             s.handle(at(ms), Input::Tick);
         }
@@ -173,18 +178,7 @@ fn a_lost_position_is_the_nodes_fault() {
 fn a_dead_engine_and_a_passed_deadline_end_it() {
     let mut s = scheduler(1);
     submit(&mut s, 1, Priority::Normal);
-    let model = ModelStatus {
-        model: MODEL,
-        alive: false,
-        running: 0,
-        waiting: 0,
-        queued_tokens: 0,
-        kv_blocks_free: 0,
-        steps: 0,
-        rates: None,
-    };
-    let from = FromNode::Status(Status { draining: false, models: vec![model] });
-    s.handle(at(5), Input::Node { node: NodeId(0), from });
+    beat(&mut s, at(5), 0, false);
     assert!(failure(&outputs(&mut s), 1).unwrap().message.contains("engine"));
 
     let mut s = scheduler(1);

@@ -1,41 +1,21 @@
 //! What placement is worth: the shipped scheduler against round robin and capacity-weighted least loaded, on mixed
-//! hardware under virtual time; and what a decision costs as the pool grows.
+//! hardware under virtual time.
 //!
-//! `cargo xtask sim` prints both. Machines are slower or faster than they say, by up to 1.6 times, and outputs are longer
+//! `cargo xtask sim` prints it. Machines are slower or faster than they say, by up to 1.6 times, and outputs are longer
 //! or shorter than expected. A machine steps as an engine does: a chunk of a prompt and a token of each running sequence.
-use crate::world::{MODEL, ask, profile};
+use crate::random::Rng;
+use crate::samples::{MODEL, ask, profile};
 use std::collections::{BTreeMap, HashSet, VecDeque};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use weir_scheduler::{
     BlockKey, Event, Fastest, Finish, FromNode, Generate, Input, KvType, Limits, ModelStatus, NodeId, Output,
-    Profile, Rates, RequestId, Scheduler, Status, Time, ToNode, Token, Usage, chain,
+    Rates, RequestId, Scheduler, Status, Time, ToNode, Token, Usage, chain,
 };
 
 const CHUNK: u64 = 256;
 const REQUESTS: u64 = 1500;
 /// Blocks that a machine's cache holds.
 const CACHE_BLOCKS: usize = 512;
-
-struct Rng(u64);
-
-impl Rng {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    /// In 0..1.
-    fn share(&mut self) -> f64 {
-        self.next() as f64 / u64::MAX as f64
-    }
-
-    fn between(&mut self, low: u64, high: u64) -> u64 {
-        low + self.next() % (high - low + 1)
-    }
-}
 
 /// A sequence on a machine.
 struct Job {
@@ -464,53 +444,4 @@ fn placement_on_mixed_hardware() {
         }
         assert!(ours.tokens_per_s > 0.95 * least.tokens_per_s, "throughput was paid for it");
     }
-}
-
-/// Nanoseconds for a request to be placed and to end, with `n` nodes of which half are busy.
-fn decision_ns(n: u64) -> u64 {
-    let mut s = Scheduler::new(Limits { waiting_max: 1 << 20, ..Limits::default() }, Box::new(Fastest), 1);
-    for id in 0..n {
-        let said = Profile { identity: id + 1, ..profile("n", 16) };
-        s.handle(Time::ZERO, Input::Connected { node: NodeId(id), profile: said });
-    }
-    let prompt: Vec<u32> = (0..600).collect();
-    let mut live = VecDeque::new();
-    let (mut times, mut id) = (Vec::new(), 0);
-    let rounds = n * 8 + 3000;
-    while id < rounds {
-        let now = Time(id * 1000);
-        let mut ask = ask(id, prompt.clone(), 100);
-        ask.prompt[599] = id as u32;
-        let began = Instant::now();
-        s.handle(now, Input::Submit(Box::new(ask)));
-        times.push(began.elapsed().as_nanos() as u64);
-        while let Some(output) = s.poll() {
-            if let Output::Send { node, message: ToNode::Generate(ask) } = output {
-                live.push_back((node, ask.request));
-            }
-        }
-        if live.len() as u64 > n * 8 {
-            let (node, request) = live.pop_front().expect("there are many");
-            let usage = Usage::default();
-            let event = Event::Finished { reason: Finish::Stop, text: String::new(), usage };
-            let began = Instant::now();
-            s.handle(now, Input::Node { node, from: FromNode::Event { request, attempt: 0, event } });
-            *times.last_mut().expect("pushed above") += began.elapsed().as_nanos() as u64;
-            while s.poll().is_some() {}
-        }
-        id += 1;
-    }
-    let mut last = times.split_off(times.len() - 2000);
-    last.sort_unstable();
-    println!("| {n} | {:.1} us | {:.1} us |", last[1000] as f64 / 1e3, last[1980] as f64 / 1e3);
-    last[1000]
-}
-
-/// Run by `cargo xtask sim`: a time is worth something in a release build on a machine that does nothing else.
-#[test]
-#[ignore = "it measures time"]
-fn the_cost_of_a_decision() {
-    println!("\n| nodes | placed and ended, p50 | p99 |\n| --- | --- | --- |");
-    let [few, .., many] = [10, 100, 1000, 10_000].map(decision_ns);
-    assert!(many < few * 32, "it grows faster than the square root of the pool: {few} ns to {many} ns");
 }

@@ -3,83 +3,18 @@
 //! each request's tokens must be those of an undisturbed run, it must end once, and what the scheduler counts must be so.
 //!
 //! `cargo xtask sim --seeds N` runs it for more seeds than the tests do.
+use crate::random::Rng;
+use crate::samples::{MODEL, ask, profile};
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 use weir_scheduler::{
-    Event, Failure, FailureKind, Fastest, Finish, FromNode, Generate, Held, Input, KvType, Limits, ModelId,
-    ModelStatus, NodeId, Output, Priority, Profile, Rates, RequestId, Sampling, Scheduler, Status, Time,
-    ToNode, Token, TraceContext, Usage,
+    Event, Failure, FailureKind, Fastest, Finish, FromNode, Generate, Input, Limits, ModelStatus, NodeId,
+    Output, Priority, Profile, RequestId, Scheduler, Status, Time, ToNode, Token, Usage,
 };
 
-pub(crate) const MODEL: ModelId = ModelId([9; 32]);
 const SLOTS: u32 = 4;
 const FAULTS_END: Time = Time(30_000_000_000);
 const GIVE_UP: Time = Time(600_000_000_000);
-
-/// SplitMix64.
-struct Rng(u64);
-
-impl Rng {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    fn below(&mut self, n: u64) -> u64 {
-        self.next() % n
-    }
-
-    fn one_in(&mut self, n: u64) -> bool {
-        self.below(n) == 0
-    }
-
-    fn ms(&mut self, from: u64, to: u64) -> Duration {
-        Duration::from_micros(from * 1000 + self.below((to - from) * 1000 + 1))
-    }
-}
-
-pub(crate) fn ask(id: u64, prompt: Vec<u32>, max_tokens: u32) -> Generate {
-    Generate {
-        request: RequestId(id),
-        attempt: 0,
-        model: MODEL,
-        prompt,
-        output: Vec::new(),
-        sampling: Sampling::default(),
-        max_tokens,
-        stop: Vec::new(),
-        ignore_eos: false,
-        priority: Priority::Normal,
-        deadline: None,
-        salt: 0,
-        key: Default::default(),
-        tags: Vec::new(),
-        trace: TraceContext::default(),
-    }
-}
-
-pub(crate) fn profile(name: &str, slots: u32) -> Profile {
-    let rates = Rates {
-        prefill_tokens_per_s: 1000.0,
-        token_time_alone: Duration::from_millis(10),
-        token_time_full: Duration::from_millis(20),
-    };
-    let held = Held {
-        model: MODEL,
-        name: "made-up".into(),
-        text: None,
-        context: 1024,
-        numerics: "made-up".into(),
-        kv: KvType::F16,
-        kv_blocks: 256,
-        slots,
-        rates,
-    };
-    Profile { name: name.into(), models: vec![held], ..Profile::default() }
-}
 
 /// The token that every node computes at `position` after `prompt`.
 fn truth(prompt: &[u32], position: u32) -> u32 {

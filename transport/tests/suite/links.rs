@@ -5,7 +5,7 @@ use std::time::Duration;
 use tokio::time::timeout;
 use weir_scheduler::{RequestId, Token};
 use weir_transport::{
-    DialError, Dialer, Fingerprint, Frame, Identity, Link, LinkError, Listener, PublicKey, Urgency,
+    DialError, Dialer, Fingerprint, Frame, Identity, Link, LinkError, Listener, PublicKey, Stream, Urgency,
 };
 
 fn frame(n: u32) -> Frame {
@@ -36,6 +36,15 @@ async fn over_quic() -> (Ends, Endpoints) {
 fn in_memory() -> Ends {
     let (node, scheduler) = Link::in_memory();
     Ends { node, scheduler }
+}
+
+/// A stream that a frame has come through: the node's end and the scheduler's.
+async fn opened(ends: &Ends) -> (Stream, Stream) {
+    let mut here = ends.node.open().await.unwrap();
+    here.send.send(frame(0)).await.unwrap();
+    let mut there = ends.scheduler.accept().await.unwrap();
+    assert_eq!(there.receive.next().await, Ok(Some(frame(0))));
+    (here, there)
 }
 
 /// Runs `test` on a link of each sort.
@@ -125,10 +134,7 @@ fn hundreds_of_stalled_readers_leave_room_for_others() {
 #[test]
 fn dropping_a_stream_resets_it() {
     check(|ends| async move {
-        let mut here = ends.node.open().await.unwrap();
-        here.send.send(frame(0)).await.unwrap();
-        let mut there = ends.scheduler.accept().await.unwrap();
-        assert_eq!(there.receive.next().await, Ok(Some(frame(0))));
+        let (here, mut there) = opened(&ends).await;
         drop(here);
         assert_eq!(there.receive.next().await, Err(LinkError::Reset));
         // The other half's news may take a moment more.
@@ -145,10 +151,7 @@ fn dropping_a_stream_resets_it() {
 #[test]
 fn closing_a_link_ends_all() {
     check(|ends| async move {
-        let mut here = ends.node.open().await.unwrap();
-        here.send.send(frame(0)).await.unwrap();
-        let mut there = ends.scheduler.accept().await.unwrap();
-        assert_eq!(there.receive.next().await, Ok(Some(frame(0))));
+        let (mut here, mut there) = opened(&ends).await;
         let waits = tokio::spawn(async move { there.receive.next().await });
         ends.node.close("pulled the plug");
         let closed = LinkError::Closed("pulled the plug".into());

@@ -6,7 +6,7 @@ use anyhow::{Context, anyhow};
 use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
 use weir_client::{Answer, End, Endpoint, Finish, Message, Options, Piece, Usage, Weir};
-use weir_scheduler::{Event, Generate, KeyId, KvType, Priority, RequestId, Sampling, TraceContext};
+use weir_scheduler::{Event, Generate, KvType, Priority, Sampling};
 
 /// How to answer, as far as flags say.
 #[derive(Clone, Debug, Default)]
@@ -111,22 +111,13 @@ impl Here {
             seed: wishes.seed.unwrap_or_else(any_seed),
             ..Sampling::default()
         };
+        let room = u32::try_from(room).unwrap_or(u32::MAX);
+        let max_tokens = wishes.max_tokens.unwrap_or(u32::MAX).min(room);
         let ask = Generate {
-            request: RequestId(0),
-            attempt: 0,
-            model: self.model.id,
-            prompt,
-            output: Vec::new(),
             sampling,
-            max_tokens: wishes.max_tokens.unwrap_or(u32::MAX).min(u32::try_from(room).unwrap_or(u32::MAX)),
             stop: template.stops().iter().map(|s| (*s).to_owned()).collect(),
-            ignore_eos: false,
             priority: Priority::Interactive,
-            deadline: None,
-            salt: 0,
-            key: KeyId(0),
-            tags: Vec::new(),
-            trace: TraceContext::default(),
+            ..Generate::new(self.model.id, prompt, max_tokens)
         };
         let generation = self.driver.generate(ask).await.map_err(|f| anyhow!(f.message))?;
         Ok(Reply::Here { generation, model: self.model.name.clone(), end: None })

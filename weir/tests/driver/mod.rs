@@ -1,33 +1,17 @@
 //! The whole path within a process, on the null device: driver, scheduler, link, node, engine.
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::mpsc::Receiver;
 use tokio::task::JoinSet;
 use weir::driver::{Ask, Driver, DriverConfig, Generation, ModelSpec};
 use weir_backends::null::{NULL_MODEL, Null, NullCost};
 use weir_node::{Credentials, LoadOptions, Resident, Worker};
-use weir_scheduler::{
-    Event, Failure, FailureKind, Finish, KeyId, Priority, RequestId, Sampling, TraceContext, Usage,
-};
+use weir_scheduler::{Event, Failure, FailureKind, Finish, Sampling, Usage};
 use weir_transport::Link;
 
 fn ask(prompt: Vec<u32>, max_tokens: u32) -> Ask {
-    Ask {
-        request: RequestId(0),
-        attempt: 0,
-        model: NULL_MODEL,
-        prompt,
-        output: Vec::new(),
-        sampling: Sampling { temperature: 1.0, seed: 7, ..Sampling::default() },
-        max_tokens,
-        stop: Vec::new(),
-        ignore_eos: false,
-        priority: Priority::Normal,
-        deadline: None,
-        salt: 0,
-        key: KeyId(0),
-        tags: Vec::new(),
-        trace: TraceContext::default(),
-    }
+    let sampling = Sampling { temperature: 1.0, seed: 7, ..Sampling::default() };
+    Ask { sampling, ..Ask::new(NULL_MODEL, prompt, max_tokens) }
 }
 
 /// A driver without models, for nodes to be attached to.
@@ -114,6 +98,19 @@ fn various(n: u32) -> Ask {
     ask
 }
 
+/// Asks for `n` answers at once. Each comes with its number and the nodes that it came from.
+fn streams(driver: &Driver, n: u32) -> JoinSet<(u32, Seen, Vec<Arc<str>>)> {
+    let ask = |n| {
+        let driver = driver.clone();
+        async move {
+            let mut generation = driver.generate(various(n)).await.unwrap();
+            let seen = read(&mut generation).await;
+            (n, seen, generation.nodes())
+        }
+    };
+    (0..n).map(ask).collect()
+}
+
 /// The answers of one node that nobody disturbs.
 async fn undisturbed(n: u32) -> Vec<Seen> {
     let driver = scheduler().await;
@@ -164,15 +161,7 @@ async fn a_hundred_streams_outlive_their_node() {
     let driver = scheduler().await;
     let step = Duration::from_millis(2);
     let first = Node::attach(&driver, "first", step).await;
-    let mut streams = JoinSet::new();
-    for n in 0..100 {
-        let driver = driver.clone();
-        streams.spawn(async move {
-            let mut generation = driver.generate(various(n)).await.unwrap();
-            let seen = read(&mut generation).await;
-            (n, seen, generation.nodes())
-        });
-    }
+    let mut streams = streams(&driver, 100);
     let second = Node::attach(&driver, "second", step).await;
     tokio::time::sleep(Duration::from_millis(100)).await;
     first.task.abort();
@@ -297,15 +286,7 @@ async fn streams_outlive_their_engine() {
     let step = Duration::from_millis(1);
     let cost = NullCost { step, ..NullCost::default() };
     let doomed = Node::attach_null(&driver, "doomed", Null { cost, fail_after: 40, ..Null::default() }).await;
-    let mut streams = JoinSet::new();
-    for n in 0..20 {
-        let driver = driver.clone();
-        streams.spawn(async move {
-            let mut generation = driver.generate(various(n)).await.unwrap();
-            let seen = read(&mut generation).await;
-            (n, seen, generation.nodes())
-        });
-    }
+    let mut streams = streams(&driver, 20);
     let heir = Node::attach(&driver, "heir", step).await;
     while let Some(done) = streams.join_next().await {
         let (n, seen, nodes) = done.unwrap();

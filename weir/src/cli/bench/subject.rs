@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use weir_backends::text::Special;
 use weir_client::{Endpoint, Options, Piece, Weir};
-use weir_scheduler::{Event, Generate, KeyId, Priority, RequestId, Sampling, TraceContext};
+use weir_scheduler::{Event, Generate};
 
 /// Asks for `output_tokens` after a prompt.
 pub(super) enum Subject {
@@ -93,23 +93,7 @@ impl Subject {
 }
 
 async fn here(driver: &Driver, model: &ServedModel, prompt: Vec<u32>, most: u32) -> anyhow::Result<Timed> {
-    let ask = Generate {
-        request: RequestId(0),
-        attempt: 0,
-        model: model.id,
-        prompt,
-        output: Vec::new(),
-        sampling: Sampling::default(),
-        max_tokens: most,
-        stop: Vec::new(),
-        ignore_eos: true,
-        priority: Priority::Normal,
-        deadline: None,
-        salt: 0,
-        key: KeyId(0),
-        tags: Vec::new(),
-        trace: TraceContext::default(),
-    };
+    let ask = Generate { ignore_eos: true, ..Generate::new(model.id, prompt, most) };
     let sent = Instant::now();
     let mut generation = driver.generate(ask).await.map_err(|f| anyhow!(f.message))?;
     let (mut first, mut last) = (None, sent);
