@@ -1,30 +1,22 @@
-//! QUIC endpoints: a scheduler listens on one UDP port, nodes dial it. Both speak TLS 1.3; the scheduler is known by its
-//! pinned key, and a node proves its own key after the handshake.
+//! Endpoints: a scheduler listens on one UDP port, nodes dial it, and browsers come in by WebTransport. All speak TLS 1.3; the
+//! scheduler is known by its pinned key (a browser knows its certificate's hash), and a node proves its own key after the
+//! handshake.
+mod tls;
+mod web;
+
 use crate::crowd::Crowd;
 use crate::identity::{Fingerprint, Identity};
 use crate::link::{AnyLink, Link, quic};
-use quinn::crypto::rustls::{HandshakeData, QuicClientConfig, QuicServerConfig};
-use quinn::{Endpoint, IdleTimeout, Incoming, TransportConfig, VarInt};
-use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::crypto::{CryptoProvider, ring, verify_tls13_signature};
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
-use rustls::server::ParsedCertificate;
-use rustls::{CertificateError, DigitallySignedStruct, SignatureScheme};
+use quinn::crypto::rustls::HandshakeData;
+use quinn::{Endpoint, Incoming, VarInt};
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 use tokio::sync::{Mutex, Semaphore, mpsc};
 use tokio::time::timeout;
+pub use web::{WEB_PATH, WebCertificate};
 
-/// What native nodes ask for in the handshake.
-const ALPN: &[u8] = b"weir/1";
-/// The name in certificates; it means nothing, since their key is pinned.
-const NAME: &str = "weir";
-/// A link on which nothing comes for so long is dead.
-const IDLE: Duration = Duration::from_secs(12);
-/// Something is sent at least so often.
-const KEEP_ALIVE: Duration = Duration::from_secs(4);
 /// For a handshake, and for a dialled address to answer.
 const HANDSHAKE: Duration = Duration::from_secs(8);
 /// Handshakes under way, at most.
@@ -35,13 +27,6 @@ const HANDSHAKES_EACH_MAX: usize = 128;
 const UNVALIDATED_MAX: usize = 64;
 /// Links that nobody has accepted yet, at most.
 const ARRIVED_MAX: usize = 64;
-/// Bytes that a stream may be ahead of its reader: of tokens, which a scheduler reads, and of prompts, which a node reads.
-const TOKENS_WINDOW: u32 = 32 << 10;
-const PROMPT_WINDOW: u32 = 256 << 10;
-/// Requests on a node at once, at most.
-const REQUESTS_MAX: u32 = 4096;
-/// Streams that a node opens: one for control, and room to grow.
-const NODE_STREAMS_MAX: u32 = 4;
 
 /// Why an endpoint can't be had.
 #[derive(Debug, thiserror::Error)]
@@ -79,23 +64,30 @@ pub enum DialError {
 #[derive(Debug)]
 pub struct Listener {
     endpoint: Endpoint,
+    web: WebCertificate,
     arrived: Mutex<mpsc::Receiver<(Link, SocketAddr)>>,
 }
 
 impl Listener {
     /// Listens; must be called within a tokio runtime.
     pub fn bind(address: SocketAddr, cluster: &Identity) -> Result<Listener, EndpointError> {
-        let config = server_config(cluster).map_err(EndpointError::Certificate)?;
+        let web = WebCertificate::new(SystemTime::now()).map_err(EndpointError::Certificate)?;
+        let config = tls::server_config(cluster, web.clone()).map_err(EndpointError::Certificate)?;
         let endpoint =
             Endpoint::server(config, address).map_err(|error| EndpointError::Bind { address, error })?;
         let (arrivals, arrived) = mpsc::channel(ARRIVED_MAX);
-        tokio::spawn(shake_hands(endpoint.clone(), arrivals));
-        Ok(Listener { endpoint, arrived: Mutex::new(arrived) })
+        tokio::spawn(shake_hands(endpoint.clone(), web.clone(), arrivals));
+        Ok(Listener { endpoint, web, arrived: Mutex::new(arrived) })
     }
 
     /// Where it listens, with the port that the system chose where 0 was asked for.
     pub fn address(&self) -> io::Result<SocketAddr> {
         self.endpoint.local_addr()
+    }
+
+    /// What browsers see, to be told to pages.
+    pub fn web_certificate(&self) -> WebCertificate {
+        self.web.clone()
     }
 
     /// The next link, and where it comes from; none once closed. Whoever is at the other end has proved nothing yet.
@@ -117,7 +109,7 @@ impl Drop for Listener {
 }
 
 /// Takes in connections until the endpoint closes. What is kept of strangers is bounded.
-async fn shake_hands(endpoint: Endpoint, arrivals: mpsc::Sender<(Link, SocketAddr)>) {
+async fn shake_hands(endpoint: Endpoint, web: WebCertificate, arrivals: mpsc::Sender<(Link, SocketAddr)>) {
     let room = Arc::new(Semaphore::new(HANDSHAKES_MAX));
     let crowd = Crowd::new(HANDSHAKES_EACH_MAX);
     while let Some(incoming) = endpoint.accept().await {
@@ -131,10 +123,10 @@ async fn shake_hands(endpoint: Endpoint, arrivals: mpsc::Sender<(Link, SocketAdd
             incoming.refuse();
             continue;
         };
-        let arrivals = arrivals.clone();
+        let (arrivals, web) = (arrivals.clone(), web.clone());
         tokio::spawn(async move {
             let from = incoming.remote_address();
-            match timeout(HANDSHAKE, shake(incoming)).await {
+            match timeout(HANDSHAKE, shake(incoming, &web)).await {
                 // The place is kept until somebody takes the link.
                 Ok(Ok(link)) => _ = arrivals.send((link, from)).await,
                 Ok(Err(error)) => tracing::debug!("{from}: {error}"),
@@ -145,13 +137,19 @@ async fn shake_hands(endpoint: Endpoint, arrivals: mpsc::Sender<(Link, SocketAdd
     }
 }
 
-async fn shake(incoming: Incoming) -> Result<Link, String> {
+async fn shake(incoming: Incoming, web: &WebCertificate) -> Result<Link, String> {
+    let certificate = web.hash(SystemTime::now());
     let connection = incoming.accept().map_err(|e| e.to_string())?.await.map_err(|e| e.to_string())?;
     let data = connection.handshake_data().and_then(|data| data.downcast::<HandshakeData>().ok());
-    match data.and_then(|data| data.protocol).as_deref() {
-        Some(ALPN) => Ok(Link(AnyLink::Quic(quic::Link::new(connection)))),
-        other => Err(format!("it speaks {other:?}")),
-    }
+    let link = match data.and_then(|data| data.protocol).as_deref() {
+        Some(tls::ALPN) => quic::Link::native(connection),
+        Some(web::ALPN) if web.hash(SystemTime::now()) != certificate => {
+            return Err("the certificate was renewed meanwhile; it may try again".into());
+        }
+        Some(web::ALPN) => web::welcome(connection, certificate).await?,
+        other => return Err(format!("it speaks {other:?}")),
+    };
+    Ok(Link(AnyLink::Quic(link)))
 }
 
 /// A node's end.
@@ -171,7 +169,7 @@ impl Dialer {
 
     /// A link to the cluster with this key, by the first of `addresses` (`HOST:PORT`) that answers.
     pub async fn dial(&self, addresses: &[String], cluster: Fingerprint) -> Result<Link, DialError> {
-        let config = client_config(cluster);
+        let config = tls::native_client(cluster);
         let mut failures = Vec::new();
         for address in addresses {
             let found = match tokio::net::lookup_host(address.as_str()).await {
@@ -182,9 +180,9 @@ impl Dialer {
                 }
             };
             for at in found {
-                match self.try_one(at, config.clone()).await {
-                    Ok(link) => return Ok(link),
-                    Err(why) if why.contains(OTHER_KEY) => {
+                match self.connect(at, config.clone()).await {
+                    Ok(connection) => return Ok(Link(AnyLink::Quic(quic::Link::native(connection)))),
+                    Err(why) if why.contains(tls::OTHER_KEY) => {
                         return Err(DialError::OtherCluster(address.clone()));
                     }
                     Err(why) => failures.push(format!("{at}: {why}")),
@@ -194,124 +192,33 @@ impl Dialer {
         Err(DialError::Unreachable(failures.join("; ")))
     }
 
-    async fn try_one(&self, at: SocketAddr, config: quinn::ClientConfig) -> Result<Link, String> {
-        let connecting = self.endpoint.connect_with(config, at, NAME).map_err(|e| e.to_string())?;
-        let connection = timeout(HANDSHAKE, connecting)
+    /// A link over WebTransport, as a page makes it: to whoever shows the certificate with this SHA-256 at `HOST:PORT`.
+    pub async fn dial_web(&self, address: &str, certificate: [u8; 32]) -> Result<Link, DialError> {
+        let tried = async {
+            let mut found = tokio::net::lookup_host(address).await.map_err(|e| e.to_string())?;
+            let at = found.next().ok_or("it has no address")?;
+            let connection = self.connect(at, tls::web_client(certificate)).await?;
+            let entered = timeout(HANDSHAKE, web::enter(connection, address, certificate)).await;
+            entered.map_err(|_| format!("no session within {} s", HANDSHAKE.as_secs()))?
+        };
+        let link = tried.await.map_err(|why| DialError::Unreachable(format!("{address}: {why}")))?;
+        Ok(Link(AnyLink::Quic(link)))
+    }
+
+    async fn connect(
+        &self,
+        at: SocketAddr,
+        config: quinn::ClientConfig,
+    ) -> Result<quinn::Connection, String> {
+        let connecting = self.endpoint.connect_with(config, at, tls::NAME).map_err(|e| e.to_string())?;
+        timeout(HANDSHAKE, connecting)
             .await
             .map_err(|_| format!("no answer within {} s", HANDSHAKE.as_secs()))?
-            .map_err(|e| e.to_string())?;
-        Ok(Link(AnyLink::Quic(quic::Link::new(connection))))
+            .map_err(|e| e.to_string())
     }
 
     /// Waits a moment for the other ends to hear that links are closed.
     pub async fn linger(&self) {
         _ = timeout(Duration::from_secs(1), self.endpoint.wait_idle()).await;
-    }
-}
-
-fn provider() -> Arc<CryptoProvider> {
-    Arc::new(ring::default_provider())
-}
-
-fn server_config(cluster: &Identity) -> Result<quinn::ServerConfig, String> {
-    let (certificate, key) = certificate(cluster).map_err(|e| e.to_string())?;
-    let mut tls = rustls::ServerConfig::builder_with_provider(provider())
-        .with_protocol_versions(&[&rustls::version::TLS13])
-        .map_err(|e| e.to_string())?
-        .with_no_client_auth()
-        .with_single_cert(vec![certificate], key)
-        .map_err(|e| e.to_string())?;
-    tls.alpn_protocols = vec![ALPN.to_vec()];
-    let tls = QuicServerConfig::try_from(tls).map_err(|e| e.to_string())?;
-    let mut config = quinn::ServerConfig::with_crypto(Arc::new(tls));
-    config.transport_config(Arc::new(transport(NODE_STREAMS_MAX, TOKENS_WINDOW)));
-    config.max_incoming(1024);
-    Ok(config)
-}
-
-/// A self-signed certificate around the cluster's key, made anew each time: nodes look at the key only.
-fn certificate(
-    cluster: &Identity,
-) -> Result<(CertificateDer<'static>, PrivateKeyDer<'static>), rcgen::Error> {
-    let key = PrivateKeyDer::Pkcs8(cluster.pkcs8().to_vec().into());
-    let pair = rcgen::KeyPair::from_der_and_sign_algo(&key, &rcgen::PKCS_ED25519)?;
-    let certificate = rcgen::CertificateParams::new(vec![NAME.to_owned()])?.self_signed(&pair)?;
-    Ok((certificate.der().clone(), key))
-}
-
-fn client_config(cluster: Fingerprint) -> quinn::ClientConfig {
-    let mut tls = rustls::ClientConfig::builder_with_provider(provider())
-        .with_protocol_versions(&[&rustls::version::TLS13])
-        .expect("the provider has TLS 1.3")
-        .dangerous()
-        .with_custom_certificate_verifier(Arc::new(Pinned { cluster, provider: provider() }))
-        .with_no_client_auth();
-    tls.alpn_protocols = vec![ALPN.to_vec()];
-    tls.resumption = rustls::client::Resumption::disabled();
-    let tls = QuicClientConfig::try_from(tls).expect("the provider has QUIC's initial cipher suite");
-    let mut config = quinn::ClientConfig::new(Arc::new(tls));
-    config.transport_config(Arc::new(transport(REQUESTS_MAX, PROMPT_WINDOW)));
-    config
-}
-
-fn transport(streams_max: u32, window: u32) -> TransportConfig {
-    let mut transport = TransportConfig::default();
-    transport
-        .max_concurrent_bidi_streams(VarInt::from_u32(streams_max))
-        .max_concurrent_uni_streams(VarInt::from_u32(0))
-        .stream_receive_window(VarInt::from_u32(window))
-        .datagram_receive_buffer_size(None)
-        .max_idle_timeout(Some(IdleTimeout::try_from(IDLE).expect("it is short")))
-        .keep_alive_interval(Some(KEEP_ALIVE));
-    transport
-}
-
-/// What the verifier's error begins with.
-const OTHER_KEY: &str = "the key is not the pinned one";
-
-/// Takes one key and no other, in whatever certificate.
-#[derive(Debug)]
-struct Pinned {
-    cluster: Fingerprint,
-    provider: Arc<CryptoProvider>,
-}
-
-impl ServerCertVerifier for Pinned {
-    fn verify_server_cert(
-        &self,
-        end_entity: &CertificateDer<'_>,
-        _intermediates: &[CertificateDer<'_>],
-        _name: &ServerName<'_>,
-        _ocsp: &[u8],
-        _now: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
-        let parsed = ParsedCertificate::try_from(end_entity)?;
-        match Fingerprint::of(&parsed.subject_public_key_info()) == self.cluster {
-            true => Ok(ServerCertVerified::assertion()),
-            false => Err(rustls::Error::General(OTHER_KEY.into())),
-        }
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        _message: &[u8],
-        _certificate: &CertificateDer<'_>,
-        _signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        Err(CertificateError::BadSignature.into())
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        let known = &self.provider.signature_verification_algorithms;
-        verify_tls13_signature(message, certificate, signature, known)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        vec![SignatureScheme::ED25519]
     }
 }

@@ -5,8 +5,9 @@
 //! request: `Generate` goes one way; `Tokens`, then one `Finished` or `Failed` come back. It opens one, too, to `Fetch`
 //! content, which comes in `Piece`s. Dropping a stream resets it, and cancels the request.
 //!
-//! Links lie within a process or over QUIC: a [`Listener`] takes those that a [`Dialer`] makes. The listener is known by
-//! the [`Fingerprint`] of its [`Identity`]; a node proves its own by signing [`Link::binding`].
+//! Links lie within a process, over QUIC, or in a WebTransport session, which is what browsers have: a [`Listener`] takes
+//! those that a [`Dialer`] makes, all on one UDP port. The listener is known by the [`Fingerprint`] of its [`Identity`], to
+//! a browser by the hash of its [`WebCertificate`]; a node proves its own key by signing [`Link::binding`].
 #![forbid(unsafe_code)]
 
 mod crowd;
@@ -19,7 +20,7 @@ mod link;
 
 pub use crowd::{Crowd, Place};
 #[cfg(not(target_arch = "wasm32"))]
-pub use endpoint::{DialError, Dialer, EndpointError, Listener};
+pub use endpoint::{DialError, Dialer, EndpointError, Listener, WEB_PATH, WebCertificate};
 pub use frames::{
     BODY_MAX, Fetch, Frame, FrameError, HEADER_BYTES, Hello, Kind, MAGIC, Message, Order, PIECE_MAX, Proof,
     Refusal, RefusalCode, Tokens, VERSION, Welcome,

@@ -122,6 +122,15 @@ impl Link {
         }
     }
 
+    /// Whether a browser may be at the other end.
+    pub fn is_web(&self) -> bool {
+        match &self.0 {
+            AnyLink::Memory(_) => false,
+            #[cfg(not(target_arch = "wasm32"))]
+            AnyLink::Quic(link) => link.is_web(),
+        }
+    }
+
     /// What only the two ends of this very link know, for an end to sign; none within a process, where nothing needs
     /// to be proved.
     pub fn binding(&self) -> Option<[u8; 32]> {

@@ -165,9 +165,15 @@ impl Cluster {
         Ok(token)
     }
 
-    /// Whether the node that says `hello` over a link with this binding may come in. Blocks for as long as the disk takes
-    /// where it is new.
-    pub fn admit(&self, hello: &Hello, binding: &[u8; 32], now: SystemTime) -> Result<Member, Refusal> {
+    /// Whether the node that says `hello` over a link with this binding may come in; from a browser (`web`) it can only be
+    /// a guest. Blocks for as long as the disk takes where it is new.
+    pub fn admit(
+        &self,
+        hello: &Hello,
+        binding: &[u8; 32],
+        web: bool,
+        now: SystemTime,
+    ) -> Result<Member, Refusal> {
         if !hello.versions.contains(&VERSION) {
             let theirs: Vec<String> = hello.versions.iter().take(8).map(u16::to_string).collect();
             let message = format!(
@@ -189,9 +195,11 @@ impl Cluster {
                 return Err(refuse(RefusalCode::Revoked, message));
             }
             record.name = name;
-            return Ok(record.member(key));
+            let member = record.member(key);
+            return Ok(if web { Member { trust: Trust::Guest, ..member } } else { member });
         }
-        let new = self.join(&mut members, hello, name, now)?;
+        let mut new = self.join(&mut members, hello, name, now)?;
+        new.guest |= web;
         let member = new.member(key);
         let disk = |e: ClusterError| {
             refuse(RefusalCode::Full, &format!("the scheduler can't remember the node: {e}"))
@@ -329,7 +337,10 @@ mod tests {
         token: Option<JoinToken>,
         second: u64,
     ) -> Result<(), RefusalCode> {
-        cluster.admit(&hello(node, token), &BINDING, at(second)).map(|_| ()).map_err(|refusal| refusal.code)
+        cluster
+            .admit(&hello(node, token), &BINDING, false, at(second))
+            .map(|_| ())
+            .map_err(|refusal| refusal.code)
     }
 
     #[test]
@@ -351,8 +362,10 @@ mod tests {
         let token = cluster.invite(Invitation { uses: 2, valid, guest: false }, at(200)).unwrap();
         assert_eq!(check(&cluster, &nodes[2], Some(token), 210), Err(RefusalCode::Token), "expired");
         assert_eq!(check(&cluster, &nodes[3], Some(token), 205), Ok(()));
-        let member = |n: &Identity| cluster.admit(&hello(n, None), &BINDING, at(300)).unwrap();
+        let member = |n: &Identity| cluster.admit(&hello(n, None), &BINDING, false, at(300)).unwrap();
         assert_eq!((member(&nodes[0]).trust, member(&nodes[3]).trust), (Trust::Guest, Trust::Own));
+        let from_a_browser = cluster.admit(&hello(&nodes[3], None), &BINDING, true, at(300)).unwrap();
+        assert_eq!(from_a_browser.trust, Trust::Guest, "whatever it is elsewhere");
     }
 
     #[test]
@@ -362,17 +375,17 @@ mod tests {
         let node = Identity::generate().unwrap();
         let token = cluster.invite(Invitation::default(), at(0)).unwrap();
         let good = hello(&node, Some(token));
-        let code = |hello: &Hello, binding| cluster.admit(hello, &binding, at(1)).unwrap_err().code;
+        let code = |hello: &Hello, binding| cluster.admit(hello, &binding, false, at(1)).unwrap_err().code;
         assert_eq!(code(&good, [6; 32]), RefusalCode::Proof, "replayed over another link");
         assert_eq!(code(&Hello { proof: None, ..good.clone() }, BINDING), RefusalCode::Proof);
         let old = Hello { versions: vec![0, 99], ..good.clone() };
         assert_eq!(code(&old, BINDING), RefusalCode::Version);
-        let said = cluster.admit(&old, &BINDING, at(1)).unwrap_err().message;
+        let said = cluster.admit(&old, &BINDING, false, at(1)).unwrap_err().message;
         assert!(said.contains("0, 99") && said.contains("version 1"), "{said}");
         let mut forged = good.clone();
         forged.proof.as_mut().unwrap().key = Identity::generate().unwrap().public().to_string();
         assert_eq!(code(&forged, BINDING), RefusalCode::Proof);
-        assert!(cluster.admit(&good, &BINDING, at(1)).is_ok(), "the token was not used up by those");
+        assert!(cluster.admit(&good, &BINDING, false, at(1)).is_ok(), "the token was not used up by those");
     }
 
     #[test]
@@ -397,7 +410,7 @@ mod tests {
         let cluster = Cluster::open(folder.path()).unwrap();
         assert_eq!(cluster.fingerprint(), fingerprint);
         assert_eq!(check(&cluster, &nodes[0], Some(token), 2), Err(RefusalCode::Revoked));
-        assert!(cluster.admit(&hello(&nodes[1], None), &BINDING, at(2)).unwrap().drained);
+        assert!(cluster.admit(&hello(&nodes[1], None), &BINDING, false, at(2)).unwrap().drained);
         assert_eq!(check(&cluster, &nodes[2], Some(token), 2), Ok(()));
         assert_eq!(cluster.nodes().len(), 3);
     }

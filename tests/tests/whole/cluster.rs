@@ -397,6 +397,9 @@ fn the_admin_api_changes_nothing_for_strangers() {
         assert_eq!(serve.get(&format!("/weir/v1/{path}")).unwrap().status, 405, "{path}");
     }
     assert_eq!(serve.get("/weir/v1/other").unwrap().status, 404);
+    let web = serve.get("/weir/v1/webtransport").unwrap().json();
+    assert_eq!(web["urls"], json!([format!("https://{}/weir/1", house.listen)]));
+    assert_eq!(web["certificate_sha256"].as_str().unwrap().len(), 64);
     let mut events = Connection::open(house.http, "GET", "/weir/v1/events", "").unwrap();
     let _node = Node::join("seen", &house.link(&[]), "null");
     let mut seen = String::new();

@@ -1,16 +1,19 @@
-//! Links over QUIC.
+//! Links over QUIC: straight on it, or in a WebTransport session on it.
 use super::{AnyReceiver, AnySender, LinkError, Stream, Urgency};
 use crate::{Frame, FrameError, HEADER_BYTES};
 use bytes::{Buf, Bytes, BytesMut};
-use quinn::{Connection, ConnectionError, ReadError, RecvStream, SendStream, VarInt, WriteError};
+use quinn::{Connection, ConnectionError};
 use std::sync::{Arc, OnceLock};
+use web_transport_quinn::{
+    ReadError, RecvStream, SendStream, Session, SessionError, WebTransportError, WriteError,
+};
 
 /// Of a reason that the other end gives, at most.
 const REASON_MAX: usize = 500;
 /// Bytes taken off a stream at once, at most.
 const CHUNK_MAX: usize = 64 << 10;
 /// What a half dropped before its end says.
-const ABANDONED: VarInt = VarInt::from_u32(1);
+const ABANDONED: u32 = 1;
 /// Labels what nodes sign.
 const EXPORT_LABEL: &[u8] = b"EXPORTER-weir-1-node";
 
@@ -19,13 +22,24 @@ type Reason = Arc<OnceLock<String>>;
 
 #[derive(Debug)]
 pub(crate) struct Link {
-    connection: Connection,
+    session: Session,
+    binding: [u8; 32],
+    web: bool,
     reason: Reason,
 }
 
 impl Link {
-    pub fn new(connection: Connection) -> Link {
-        Link { connection, reason: Reason::default() }
+    /// Streams straight on the connection, whose handshake is done.
+    pub fn native(connection: Connection) -> Link {
+        let mut binding = [0; 32];
+        let exported = connection.export_keying_material(&mut binding, EXPORT_LABEL, &[]);
+        exported.expect("32 bytes can be exported once the handshake is done");
+        Link { session: Session::raw(connection), binding, web: false, reason: Reason::default() }
+    }
+
+    /// Streams of a WebTransport session. `binding` is known to both its ends, and no others.
+    pub fn web(session: Session, binding: [u8; 32]) -> Link {
+        Link { session, binding, web: true, reason: Reason::default() }
     }
 
     fn stream(&self, (send, receive): (SendStream, RecvStream)) -> Stream {
@@ -43,11 +57,11 @@ impl Link {
     }
 
     pub async fn open(&self) -> Result<Stream, LinkError> {
-        self.connection.open_bi().await.map(|halves| self.stream(halves)).map_err(|e| closed(e, &self.reason))
+        self.session.open_bi().await.map(|halves| self.stream(halves)).map_err(|e| closed(e, &self.reason))
     }
 
     pub async fn accept(&self) -> Result<Stream, LinkError> {
-        let accepted = self.connection.accept_bi().await;
+        let accepted = self.session.accept_bi().await;
         accepted.map(|halves| self.stream(halves)).map_err(|e| closed(e, &self.reason))
     }
 
@@ -58,18 +72,19 @@ impl Link {
         }
         // Only the first reason counts.
         _ = self.reason.set(reason.to_owned());
-        self.connection.close(VarInt::from_u32(0), &reason.as_bytes()[..end]);
+        self.session.close(0, &reason.as_bytes()[..end]);
     }
 
     pub async fn closed(&self) {
-        _ = self.connection.closed().await;
+        _ = self.session.closed().await;
     }
 
     pub fn binding(&self) -> [u8; 32] {
-        let mut binding = [0; 32];
-        let exported = self.connection.export_keying_material(&mut binding, EXPORT_LABEL, &[]);
-        exported.expect("32 bytes can be exported once the handshake is done");
-        binding
+        self.binding
+    }
+
+    pub fn is_web(&self) -> bool {
+        self.web
     }
 }
 
@@ -79,16 +94,18 @@ impl Drop for Link {
     }
 }
 
-fn closed(error: ConnectionError, reason: &Reason) -> LinkError {
+fn closed(error: SessionError, reason: &Reason) -> LinkError {
+    let short = |told: &str| told.chars().take(REASON_MAX).collect::<String>();
     LinkError::Closed(match error {
-        ConnectionError::ApplicationClosed(close) => {
-            String::from_utf8_lossy(&close.reason[..close.reason.len().min(REASON_MAX)]).into_owned()
+        SessionError::WebTransportError(WebTransportError::Closed(_, told)) => short(&told),
+        SessionError::ConnectionError(ConnectionError::ApplicationClosed(close)) => {
+            short(&String::from_utf8_lossy(&close.reason))
         }
-        ConnectionError::LocallyClosed => {
+        SessionError::ConnectionError(ConnectionError::LocallyClosed) => {
             reason.get().cloned().unwrap_or_else(|| "this end closed it".into())
         }
-        ConnectionError::TimedOut => "nothing came for too long".into(),
-        ConnectionError::Reset => "the other end has forgotten it".into(),
+        SessionError::ConnectionError(ConnectionError::TimedOut) => "nothing came for too long".into(),
+        SessionError::ConnectionError(ConnectionError::Reset) => "the other end has forgotten it".into(),
         other => other.to_string(),
     })
 }
@@ -112,10 +129,8 @@ impl Sender {
         self.torn = true;
         let written = self.stream.write_chunk(frame.bytes().clone()).await;
         written.map_err(|error| match error {
-            WriteError::ConnectionLost(error) => closed(error, &self.reason),
-            WriteError::Stopped(_) | WriteError::ClosedStream | WriteError::ZeroRttRejected => {
-                LinkError::Reset
-            }
+            WriteError::SessionError(error) => closed(error, &self.reason),
+            _ => LinkError::Reset,
         })?;
         self.torn = false;
         Ok(())
@@ -168,7 +183,7 @@ impl Receiver {
                     let (got, want) = (self.partial.len(), self.wanted()?);
                     return Err(FrameError::Length { got, want }.into());
                 }
-                Err(ReadError::ConnectionLost(error)) => return Err(closed(error, &self.reason)),
+                Err(ReadError::SessionError(error)) => return Err(closed(error, &self.reason)),
                 Err(_) => return Err(LinkError::Reset),
             }
         }

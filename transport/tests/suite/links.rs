@@ -1,7 +1,7 @@
-//! Links, of both sorts: what holds for one holds for the other.
+//! Links, of every sort: what holds for one holds for the others.
 use crate::samples::{self, Rng};
 use std::future::Future;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 use tokio::time::timeout;
 use weir_scheduler::{RequestId, Token};
 use weir_transport::{
@@ -33,6 +33,17 @@ async fn over_quic() -> (Ends, Endpoints) {
     (Ends { node, scheduler }, (listener, dialer))
 }
 
+async fn over_web_transport() -> (Ends, Endpoints) {
+    let listener = Listener::bind("127.0.0.1:0".parse().unwrap(), &Identity::generate().unwrap()).unwrap();
+    let dialer = Dialer::new().unwrap();
+    let address = listener.address().unwrap().to_string();
+    let certificate = listener.web_certificate().hash(SystemTime::now());
+    let (node, scheduler) = tokio::join!(dialer.dial_web(&address, certificate), listener.accept());
+    let (node, (scheduler, _)) = (node.unwrap(), scheduler.unwrap());
+    assert!(node.is_web() && scheduler.is_web());
+    (Ends { node, scheduler }, (listener, dialer))
+}
+
 fn in_memory() -> Ends {
     let (node, scheduler) = Link::in_memory();
     Ends { node, scheduler }
@@ -55,6 +66,8 @@ fn check<F: Future<Output = ()>>(test: impl Fn(Ends) -> F) {
         timeout(within, test(in_memory())).await.expect("in memory");
         let (ends, _endpoints) = over_quic().await;
         timeout(within, test(ends)).await.expect("over QUIC");
+        let (ends, _endpoints) = over_web_transport().await;
+        timeout(within, test(ends)).await.expect("over WebTransport");
     });
 }
 
@@ -219,7 +232,13 @@ async fn another_clusters_key_is_refused() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn both_ends_of_a_link_have_a_binding_of_their_own() {
-    let ((first, _endpoints), (second, _others)) = (over_quic().await, over_quic().await);
+    check_binding(over_quic().await, over_quic().await);
+    check_binding(over_web_transport().await, over_web_transport().await);
+    check_binding(over_web_transport().await, over_quic().await);
+    assert_eq!(Link::in_memory().0.binding(), None);
+}
+
+fn check_binding((first, _endpoints): (Ends, Endpoints), (second, _others): (Ends, Endpoints)) {
     let binding = |link: &Link| link.binding().unwrap();
     assert_eq!(binding(&first.node), binding(&first.scheduler));
     assert_ne!(binding(&first.node), binding(&second.node));
@@ -227,7 +246,19 @@ async fn both_ends_of_a_link_have_a_binding_of_their_own() {
     let proof = node.prove(&binding(&first.node));
     assert_eq!(PublicKey::proved(&proof, &binding(&first.scheduler)), Ok(node.public()));
     assert!(PublicKey::proved(&proof, &binding(&second.scheduler)).is_err(), "a hello replayed elsewhere");
-    assert_eq!(Link::in_memory().0.binding(), None);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_sessions_of_one_port_have_bindings_of_their_own() {
+    let (first, (listener, dialer)) = over_web_transport().await;
+    let address = listener.address().unwrap().to_string();
+    let certificate = listener.web_certificate().hash(SystemTime::now());
+    let (node, scheduler) = tokio::join!(dialer.dial_web(&address, certificate), listener.accept());
+    let (node, (scheduler, _)) = (node.unwrap(), scheduler.unwrap());
+    assert_eq!(node.binding(), scheduler.binding());
+    assert_ne!(node.binding(), first.node.binding());
+    let error = dialer.dial_web(&address, [7; 32]).await.unwrap_err();
+    assert!(matches!(&error, DialError::Unreachable(why) if why.contains("pinned")), "{error}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -112,7 +112,8 @@ impl Serve {
             told => told.to_vec(),
         };
         let token = JoinToken::generate()?.to_string();
-        Ok(House { folder, port, admin: AdminConfig { cluster, addresses, token } })
+        let web = port.web_certificate();
+        Ok(House { folder, port, admin: AdminConfig { cluster, addresses, web, token } })
     }
 }
 

@@ -115,9 +115,9 @@ impl Attendant {
         };
         let no_proof = || Refusal { code: RefusalCode::Proof, message: "the link can't be proved".into() };
         let binding = self.link.binding().ok_or_else(no_proof)?;
-        let cluster = cluster.clone();
+        let (cluster, web) = (cluster.clone(), self.link.is_web());
         // A new node is written to disk.
-        let admit = move || cluster.admit(&hello, &binding, SystemTime::now());
+        let admit = move || cluster.admit(&hello, &binding, web, SystemTime::now());
         let admitted = tokio::task::spawn_blocking(admit).await;
         admitted
             .map_err(|_| Refusal { code: RefusalCode::Full, message: "the scheduler is stopping".into() })?

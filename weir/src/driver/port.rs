@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::sync::Semaphore;
 use tokio::task::AbortHandle;
-use weir_transport::{Crowd, EndpointError, Listener, RefusalCode};
+use weir_transport::{Crowd, EndpointError, Listener, RefusalCode, WebCertificate};
 
 /// Links whose other end hasn't proved itself yet, at most.
 const STRANGERS_MAX: usize = 256;
@@ -63,6 +63,11 @@ impl Port {
     /// Where it listens.
     pub fn address(&self) -> io::Result<SocketAddr> {
         self.listener.address()
+    }
+
+    /// What browsers see here, to be told to pages.
+    pub fn web_certificate(&self) -> WebCertificate {
+        self.listener.web_certificate()
     }
 
     /// Says goodbye to all nodes, and waits a moment for them to hear it.

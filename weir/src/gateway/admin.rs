@@ -15,7 +15,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 use tokio::sync::mpsc;
 use weir_scheduler::Trust;
-use weir_transport::{JoinLink, PublicKey};
+use weir_transport::{JoinLink, PublicKey, WEB_PATH, WebCertificate};
 
 /// Digits of a node's key that name it in lists.
 const ID_DIGITS: usize = 10;
@@ -31,6 +31,8 @@ pub struct AdminConfig {
     pub cluster: Arc<Cluster>,
     /// Where nodes reach the scheduler: `HOST:PORT`.
     pub addresses: Vec<String>,
+    /// By what browsers know it there.
+    pub web: WebCertificate,
     /// What those must send who change something.
     pub token: String,
 }
@@ -39,13 +41,14 @@ pub struct AdminConfig {
 pub(super) struct Admin {
     cluster: Arc<Cluster>,
     addresses: Vec<String>,
+    web: WebCertificate,
     token: blake3::Hash,
 }
 
 impl From<AdminConfig> for Admin {
     fn from(config: AdminConfig) -> Admin {
         let token = blake3::hash(config.token.as_bytes());
-        Admin { cluster: config.cluster, addresses: config.addresses, token }
+        Admin { cluster: config.cluster, addresses: config.addresses, web: config.web, token }
     }
 }
 
@@ -65,6 +68,8 @@ impl Admin {
 pub(super) enum Route {
     Nodes,
     Events,
+    /// How pages reach the scheduler: no secret.
+    WebTransport,
     Links,
     Revoke(String),
     Drain(String),
@@ -76,6 +81,7 @@ impl Route {
         Some(match path.split('/').collect::<Vec<_>>().as_slice() {
             ["nodes"] => Route::Nodes,
             ["events"] => Route::Events,
+            ["webtransport"] => Route::WebTransport,
             ["links"] => Route::Links,
             ["nodes", id, "revoke"] => Route::Revoke((*id).to_owned()),
             ["nodes", id, "drain"] => Route::Drain((*id).to_owned()),
@@ -96,14 +102,14 @@ pub(super) async fn respond(
             return Ok(answer(&json!({ "nodes": nodes })));
         }
         (Route::Events, &Method::GET) => return Ok(events(shared).await),
-        (Route::Nodes | Route::Events, _) => return Err(ApiError::method("GET")),
+        (Route::WebTransport, &Method::GET) => {
+            return shared.admin.as_ref().map(web_transport).ok_or_else(no_cluster);
+        }
+        (Route::Nodes | Route::Events | Route::WebTransport, _) => return Err(ApiError::method("GET")),
         (_, &Method::POST) => {}
         _ => return Err(ApiError::method("POST")),
     }
-    let Some(admin) = &shared.admin else {
-        let message = "This server takes no nodes: start it with `weir serve --listen ADDR`.";
-        return Err(ApiError::new(StatusCode::NOT_FOUND, "no_cluster", message));
-    };
+    let admin = shared.admin.as_ref().ok_or_else(no_cluster)?;
     if !admin.knows(request.headers()) {
         let message =
             "Only the owner of the scheduler's state folder may do this; `weir` finds the token there.";
@@ -115,8 +121,20 @@ pub(super) async fn respond(
         Route::Links => link(admin, parse(body)?).await,
         Route::Revoke(id) => revoke(admin, &shared.driver, &id).await,
         Route::Drain(id) => drain(admin, &shared.driver, &id, parse(body)?).await,
-        Route::Nodes | Route::Events => Err(ApiError::method("GET")),
+        Route::Nodes | Route::Events | Route::WebTransport => Err(ApiError::method("GET")),
     }
+}
+
+fn no_cluster() -> ApiError {
+    let message = "This server takes no nodes: start it with `weir serve --listen ADDR`.";
+    ApiError::new(StatusCode::NOT_FOUND, "no_cluster", message)
+}
+
+/// Where a page connects, and the hash of the certificate that it has to expect there: to be asked just before.
+fn web_transport(admin: &Admin) -> Response<Body> {
+    let urls: Vec<String> = admin.addresses.iter().map(|at| format!("https://{at}{WEB_PATH}")).collect();
+    let hash: String = admin.web.hash(SystemTime::now()).iter().map(|b| format!("{b:02x}")).collect();
+    answer(&json!({ "urls": urls, "certificate_sha256": hash }))
 }
 
 fn parse<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result<T, ApiError> {
@@ -308,6 +326,7 @@ mod tests {
     #[test]
     fn paths() {
         assert_eq!(Route::of("nodes"), Some(Route::Nodes));
+        assert_eq!(Route::of("webtransport"), Some(Route::WebTransport));
         assert_eq!(Route::of("nodes/ab/revoke"), Some(Route::Revoke("ab".into())));
         assert_eq!(Route::of("nodes/ab/drain"), Some(Route::Drain("ab".into())));
         for other in ["", "nodes/", "nodes/ab", "nodes/ab/", "nodes/ab/revoke/x", "link"] {

@@ -74,11 +74,14 @@ async fn handle(
         return Ok(preflight(headers));
     }
     let endpoint = Endpoint::of(request.uri().path());
-    let is_probe = matches!(endpoint, Some(Endpoint::Live | Endpoint::Ready));
+    let is_public = matches!(
+        endpoint,
+        Some(Endpoint::Live | Endpoint::Ready | Endpoint::Admin(admin::Route::WebTransport))
+    );
     // The owner of the scheduler needs no key beside the admin token.
     let is_owner = matches!(endpoint, Some(Endpoint::Admin(_)))
         && shared.admin.as_ref().is_some_and(|admin| admin.knows(headers));
-    if !is_probe && !is_owner {
+    if !is_public && !is_owner {
         check_key(shared, headers)?;
     }
     let Some(endpoint) = endpoint else {

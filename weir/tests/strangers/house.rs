@@ -19,7 +19,7 @@ pub(crate) struct House {
     cluster: Arc<Cluster>,
     address: [String; 1],
     dialer: Dialer,
-    _port: Port,
+    port: Port,
     _folder: tempfile::TempDir,
 }
 
@@ -32,7 +32,7 @@ impl House {
         let port = driver.listen("127.0.0.1:0".parse().unwrap(), cluster.clone()).unwrap();
         let address = [port.address().unwrap().to_string()];
         let dialer = Dialer::new().unwrap();
-        House { driver, cluster, address, dialer, _port: port, _folder: folder }
+        House { driver, cluster, address, dialer, port, _folder: folder }
     }
 
     pub(crate) async fn dial(&self) -> Link {
@@ -44,11 +44,20 @@ impl House {
         self.cluster.invite(invitation, SystemTime::now()).unwrap().to_string()
     }
 
+    /// As a page does.
+    pub(crate) async fn dial_web(&self) -> Link {
+        let certificate = self.port.web_certificate().hash(SystemTime::now());
+        self.dialer.dial_web(&self.address[0], certificate).await.unwrap()
+    }
+
     /// A node with a key and a link of its own; the engine may be shared.
     pub(crate) async fn join(&self, name: &str, loaded: &Loaded, token: &str) {
+        self.join_by(self.dial().await, name, loaded, token);
+    }
+
+    pub(crate) fn join_by(&self, link: Link, name: &str, loaded: &Loaded, token: &str) {
         let resident = Resident::new(loaded.held.clone(), loaded.text.clone(), loaded.engine.clone());
         let worker = Worker::new(name, vec!["null".into()], vec![resident]);
-        let link = self.dial().await;
         let proof = link.binding().map(|binding| Identity::generate().unwrap().prove(&binding));
         let credentials = Credentials { proof, token: Some(token.to_owned()) };
         tokio::spawn(async move { drop(worker.serve(&link, credentials).await) });

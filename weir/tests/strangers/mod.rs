@@ -5,8 +5,8 @@ use house::{House, ask};
 use std::time::Duration;
 use weir_backends::null::Null;
 use weir_node::LoadOptions;
-use weir_scheduler::{Event, RequestId};
-use weir_transport::{Frame, Hello, Identity, LinkError, Message, RefusalCode, VERSION};
+use weir_scheduler::{Event, RequestId, Trust};
+use weir_transport::{Frame, Hello, Identity, Link, LinkError, Message, Proof, RefusalCode, VERSION};
 
 async fn answers(house: &House, n: u32) {
     let mut generation = house.driver.generate(ask(n)).await.unwrap();
@@ -15,6 +15,38 @@ async fn answers(house: &House, n: u32) {
         events.push(event);
     }
     assert!(matches!(events.last(), Some(Event::Finished { .. })), "{events:?}");
+}
+
+/// What a page will do: it comes by WebTransport on the same port, with a token and a key, and works as a guest.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_browser_joins_as_a_guest_and_answers() {
+    let house = House::open().await;
+    let loaded = weir_node::null(&Null::default(), LoadOptions::default()).unwrap();
+    house.join_by(house.dial_web().await, "tab", &loaded, &house.token(1));
+    house.wait_for(1).await;
+    let nodes = house.driver.survey().await;
+    assert_eq!((nodes[0].view.name.as_str(), nodes[0].view.trust), ("tab", Trust::Guest));
+    for n in 0..20 {
+        answers(&house, n).await;
+    }
+    // A hello that was good for another session, and one without a token.
+    let node = Identity::generate().unwrap();
+    let other = house.dial_web().await;
+    let mine = house.dial_web().await;
+    let replayed = node.prove(&other.binding().unwrap());
+    assert_eq!(told(&mine, Some(replayed), Some(house.token(1))).await, Some(RefusalCode::Proof));
+    let own = node.prove(&other.binding().unwrap());
+    assert_eq!(told(&other, Some(own), None).await, Some(RefusalCode::Token));
+}
+
+/// How the scheduler answers a hello.
+async fn told(link: &Link, proof: Option<Proof>, token: Option<String>) -> Option<RefusalCode> {
+    let mut stream = link.open().await.unwrap();
+    let hello = Hello { versions: vec![VERSION], name: "bad".into(), proof, token, ..Hello::default() };
+    stream.send.send(Frame::hello(&hello)).await.unwrap();
+    let frame = stream.receive.next().await.unwrap().unwrap();
+    let Message::Welcome(welcome) = frame.read().unwrap() else { panic!("{frame:?}") };
+    welcome.refused.map(|refused| refused.code)
 }
 
 /// Links that say nothing, nonsense, or something out of place: each is cut, and a node at work notices nothing.
@@ -40,13 +72,7 @@ async fn strangers_disturb_nobody() {
     let replayed = node.prove(&other.binding().unwrap());
     for proof in [None, Some(replayed)] {
         let link = house.dial().await;
-        let mut stream = link.open().await.unwrap();
-        let token = Some(house.token(1));
-        let hello = Hello { versions: vec![VERSION], name: "bad".into(), proof, token, ..Hello::default() };
-        stream.send.send(Frame::hello(&hello)).await.unwrap();
-        let frame = stream.receive.next().await.unwrap().unwrap();
-        let Message::Welcome(welcome) = frame.read().unwrap() else { panic!("{frame:?}") };
-        assert_eq!(welcome.refused.unwrap().code, RefusalCode::Proof);
+        assert_eq!(told(&link, proof, Some(house.token(1))).await, Some(RefusalCode::Proof));
     }
     // Those who only hold places: not all of them get one, and those who do lose it.
     let mut idle = Vec::new();
