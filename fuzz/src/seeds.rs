@@ -1,5 +1,5 @@
-//! Writes files to start from into the folder that is its argument: a very small model of every family, and a header
-//! with a value of every type.
+//! Writes files to start from into folders of the one that is its argument: for `reader` a very small model of every family,
+//! and a header with a value of every type; for `frames` the golden frames.
 #![allow(dead_code)] // the sources are whole, and not all of them is used here
 
 #[path = "../../backends/src/gguf/mod.rs"]
@@ -18,10 +18,33 @@ use models::{FAMILIES, Shape};
 use plan::Heads;
 use std::path::Path;
 
+/// A line a frame: its name, its bytes in hexadecimal digits.
+const FRAMES: &str = include_str!("../../transport/tests/golden/frames.txt");
+
 fn main() -> std::io::Result<()> {
     let folder = std::env::args().nth(1).unwrap_or_else(|| "corpus".into());
-    let folder = Path::new(&folder);
-    std::fs::create_dir_all(folder)?;
+    let [reader, frames] = ["reader", "frames"].map(|target| Path::new(&folder).join(target));
+    for folder in [&reader, &frames] {
+        std::fs::create_dir_all(folder)?;
+    }
+    golden_frames(&frames)?;
+    models(&reader)
+}
+
+/// Each alone as its body and kind, and all of them as a stream.
+fn golden_frames(folder: &Path) -> std::io::Result<()> {
+    let mut stream = vec![0, 30];
+    for (name, digits) in FRAMES.lines().filter_map(|line| line.split_once(' ')) {
+        let digit = |at: usize| u8::from_str_radix(&digits[at..at + 2], 16).expect("golden digits");
+        let bytes: Vec<u8> = (0..digits.len()).step_by(2).map(digit).collect();
+        stream.extend(&bytes);
+        // A header is 16 bytes long, and its kind lies at 6.
+        std::fs::write(folder.join(name), [&bytes[6..7], &bytes[16..]].concat())?;
+    }
+    std::fs::write(folder.join("stream"), stream)
+}
+
+fn models(folder: &Path) -> std::io::Result<()> {
     for (i, family) in FAMILIES.iter().enumerate() {
         let heads = Heads { heads: 1, kv_heads: 1, head_dim: 32 };
         let model = Random {

@@ -149,7 +149,7 @@ async fn shake(incoming: Incoming, web: &WebCertificate) -> Result<Link, String>
         Some(web::ALPN) => web::welcome(connection, certificate).await?,
         other => return Err(format!("it speaks {other:?}")),
     };
-    Ok(Link(AnyLink::Quic(link)))
+    Ok(Link(AnyLink::Quic(Box::new(link))))
 }
 
 /// A node's end.
@@ -181,7 +181,9 @@ impl Dialer {
             };
             for at in found {
                 match self.connect(at, config.clone()).await {
-                    Ok(connection) => return Ok(Link(AnyLink::Quic(quic::Link::native(connection)))),
+                    Ok(connection) => {
+                        return Ok(Link(AnyLink::Quic(Box::new(quic::Link::native(connection)))));
+                    }
                     Err(why) if why.contains(tls::OTHER_KEY) => {
                         return Err(DialError::OtherCluster(address.clone()));
                     }
@@ -202,7 +204,7 @@ impl Dialer {
             entered.map_err(|_| format!("no session within {} s", HANDSHAKE.as_secs()))?
         };
         let link = tried.await.map_err(|why| DialError::Unreachable(format!("{address}: {why}")))?;
-        Ok(Link(AnyLink::Quic(link)))
+        Ok(Link(AnyLink::Quic(Box::new(link))))
     }
 
     async fn connect(

@@ -18,7 +18,7 @@ pub struct Link(pub(crate) AnyLink);
 pub(crate) enum AnyLink {
     Memory(memory::Link),
     #[cfg(not(target_arch = "wasm32"))]
-    Quic(quic::Link),
+    Quic(Box<quic::Link>),
 }
 
 /// A bidirectional stream.

@@ -3,6 +3,7 @@
 //! Nodes share an engine, since it isn't what is measured; each has a key, a link over QUIC and heartbeats of its own,
 //! all in this process. Fails if a node is lost, or if all of it takes more than 1 GiB.
 #![allow(clippy::unwrap_used)] // a bench that panics has failed
+#[allow(dead_code)] // tests use more of it
 #[path = "../tests/strangers/house.rs"]
 mod house;
 

@@ -1,6 +1,6 @@
-//! Fuzzing the reader of model files with libFuzzer, on the stable toolchain. See fuzz/README.md.
+//! Fuzzing what reads bytes from outside (model files, frames) with libFuzzer, on the stable toolchain. See fuzz/README.md.
 use crate::run::{cargo, check, output, program};
-use anyhow::Result;
+use anyhow::{Result, bail};
 
 /// LLVM's coverage pass, asked for directly: the flags that cargo-fuzz would set, without a sanitizer.
 const COVERAGE: &str = "--cfg fuzzing -Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 \
@@ -9,19 +9,30 @@ const COVERAGE: &str = "--cfg fuzzing -Cpasses=sancov-module -Cllvm-args=-saniti
 const BUILD: [&str; 5] =
     ["run", "--release", "--quiet", "--manifest-path=fuzz/Cargo.toml", "--target-dir=target/fuzz"];
 const CORPUS: &str = "target/fuzz/corpus";
+/// The targets, and the longest inputs that they are given.
+const TARGETS: [(&str, u32); 2] = [("reader", 16_384), ("frames", 4096)];
 
-/// Fuzzes for that long; an error if an input was found that panics, hangs, or takes much memory.
-pub fn run(seconds: u32) -> Result<()> {
+/// Fuzzes all targets, or one, for so many seconds altogether; an error if an input was found that panics, hangs, or takes
+/// much memory.
+pub fn run(only: Option<&str>, seconds: u32) -> Result<()> {
+    let chosen: Vec<_> = TARGETS.iter().filter(|(name, _)| only.is_none_or(|only| only == *name)).collect();
+    if chosen.is_empty() {
+        bail!("there is no such target; there are {}", TARGETS.map(|(name, _)| name).join(", "));
+    }
     check(cargo(&BUILD).args(["--bin", "seeds", "--", CORPUS]))?;
-    // Naming the target keeps the flags away from build scripts.
+    for (target, length) in &chosen {
+        fuzz(target, *length, seconds / chosen.len() as u32)?;
+    }
+    Ok(())
+}
+
+fn fuzz(target: &str, length: u32, seconds: u32) -> Result<()> {
+    // Naming the machine keeps the flags away from build scripts.
     let host = output(program("rustc").args(["--print", "host-tuple"]))?;
     let mut fuzz = cargo(&BUILD);
-    fuzz.args(["--target", host.trim(), "--features", "fuzz", "--bin", "reader", "--"]);
-    fuzz.arg(format!("-max_total_time={seconds}")).args([
-        "-rss_limit_mb=512",
-        "-timeout=5",
-        "-max_len=16384",
-    ]);
-    fuzz.args(["-verbosity=0", "-print_final_stats=1", "-artifact_prefix=target/fuzz/", CORPUS]);
+    fuzz.args(["--target", host.trim(), "--features", "fuzz", "--bin", target, "--"]);
+    fuzz.arg(format!("-max_total_time={seconds}")).arg(format!("-max_len={length}"));
+    fuzz.args(["-rss_limit_mb=512", "-timeout=5", "-verbosity=0", "-print_final_stats=1"]);
+    fuzz.args(["-artifact_prefix=target/fuzz/", &format!("{CORPUS}/{target}")]);
     check(fuzz.env("RUSTFLAGS", COVERAGE))
 }

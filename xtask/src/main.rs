@@ -22,7 +22,7 @@ cargo xtask bench cuda [MODEL...] decoding, batches and prefilling of the usual 
 cargo xtask bench wgpu [FLAGS]    decoding and prefilling on a GPU, beside its bandwidth; FLAGS: see --help
 cargo xtask golden                makes the golden logits again (needs cmake and libclang, as `bench cpu` does)
 cargo xtask sim [--seeds N]       the scheduler under virtual time: N seeds of faults, placement and what it costs
-cargo xtask fuzz [SECONDS]        fuzzes the reader of model files";
+cargo xtask fuzz [TARGET] [SECONDS] fuzzes what reads model files (reader) and frames (frames)";
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -46,8 +46,10 @@ fn dispatch(arguments: &[String]) -> Result<()> {
         ["bench", "cpu", rest @ ..] => peers::bench_cpu(rest),
         ["golden"] => peers::golden(),
         ["sim", rest @ ..] => sim::run(rest),
-        ["fuzz"] => fuzz::run(60),
-        ["fuzz", seconds] => fuzz::run(seconds.parse()?),
+        ["fuzz"] => fuzz::run(None, 60),
+        ["fuzz", target] if target.parse::<u32>().is_err() => fuzz::run(Some(target), 60),
+        ["fuzz", seconds] => fuzz::run(None, seconds.parse()?),
+        ["fuzz", target, seconds] => fuzz::run(Some(target), seconds.parse()?),
         [] | ["help" | "--help" | "-h"] => {
             println!("{HELP}");
             Ok(())

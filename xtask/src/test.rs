@@ -39,7 +39,7 @@ pub fn run(scope: Scope) -> Result<()> {
     let mut tally = Tally::default();
     step("tests", || tests(scope, &mut tally))?;
     step("emulated GPU", || emulated(&mut tally))?;
-    step("fuzz", || fuzz::run(FUZZ_SECONDS))?;
+    step("fuzz", || fuzz::run(None, FUZZ_SECONDS))?;
     let Tally { passed, failed, ignored } = tally;
     println!("\nall gates passed in {} s", began.elapsed().as_secs());
     println!("{passed} passed, {failed} failed, {ignored} ignored");

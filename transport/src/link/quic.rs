@@ -1,7 +1,7 @@
 //! Links over QUIC: straight on it, or in a WebTransport session on it.
 use super::{AnyReceiver, AnySender, LinkError, Stream, Urgency};
-use crate::{Frame, FrameError, HEADER_BYTES};
-use bytes::{Buf, Bytes, BytesMut};
+use crate::Frame;
+use crate::frames::Assembler;
 use quinn::{Connection, ConnectionError};
 use std::sync::{Arc, OnceLock};
 use web_transport_quinn::{
@@ -44,12 +44,7 @@ impl Link {
 
     fn stream(&self, (send, receive): (SendStream, RecvStream)) -> Stream {
         let send = Sender { stream: send, finished: false, torn: false, reason: self.reason.clone() };
-        let receive = Receiver {
-            stream: receive,
-            chunk: Bytes::new(),
-            partial: BytesMut::new(),
-            reason: self.reason.clone(),
-        };
+        let receive = Receiver { stream: receive, frames: Assembler::default(), reason: self.reason.clone() };
         Stream {
             send: super::Sender(AnySender::Quic(send)),
             receive: super::Receiver(AnyReceiver::Quic(receive)),
@@ -162,60 +157,23 @@ impl Drop for Sender {
 #[derive(Debug)]
 pub(crate) struct Receiver {
     stream: RecvStream,
-    /// What has been taken off the stream and not yet looked at.
-    chunk: Bytes,
-    /// The beginning of a frame that lies in several chunks.
-    partial: BytesMut,
+    frames: Assembler,
     reason: Reason,
 }
 
 impl Receiver {
     pub async fn next(&mut self) -> Result<Option<Frame>, LinkError> {
         loop {
-            if let Some(frame) = self.take()? {
+            if let Some(frame) = self.frames.take()? {
                 return Ok(Some(frame));
             }
             // Nothing is lost if the future is dropped here: reading a chunk either happens or doesn't.
             match self.stream.read_chunk(CHUNK_MAX, true).await {
-                Ok(Some(chunk)) => self.chunk = chunk.bytes,
-                Ok(None) if self.partial.is_empty() => return Ok(None),
-                Ok(None) => {
-                    let (got, want) = (self.partial.len(), self.wanted()?);
-                    return Err(FrameError::Length { got, want }.into());
-                }
+                Ok(Some(chunk)) => self.frames.push(chunk.bytes),
+                Ok(None) => return Ok(self.frames.end().map(|()| None)?),
                 Err(ReadError::SessionError(error)) => return Err(closed(error, &self.reason)),
                 Err(_) => return Err(LinkError::Reset),
             }
         }
     }
-
-    /// A frame from what has arrived. One that lies within a chunk is not copied.
-    fn take(&mut self) -> Result<Option<Frame>, LinkError> {
-        if self.partial.is_empty() && self.chunk.len() >= HEADER_BYTES {
-            let whole = length(&self.chunk)?;
-            if whole <= self.chunk.len() {
-                return Ok(Some(Frame::parse(self.chunk.split_to(whole))?));
-            }
-        }
-        while !self.chunk.is_empty() {
-            let more = (self.wanted()? - self.partial.len()).min(self.chunk.len());
-            self.partial.extend_from_slice(&self.chunk[..more]);
-            self.chunk.advance(more);
-            if self.partial.len() >= HEADER_BYTES && self.partial.len() == length(&self.partial)? {
-                return Ok(Some(Frame::parse(self.partial.split().freeze())?));
-            }
-        }
-        Ok(None)
-    }
-
-    /// How long the partial frame has to become, as far as is known.
-    fn wanted(&self) -> Result<usize, FrameError> {
-        if self.partial.len() < HEADER_BYTES { Ok(HEADER_BYTES) } else { length(&self.partial) }
-    }
-}
-
-/// Of the frame that begins here, header included.
-fn length(bytes: &[u8]) -> Result<usize, FrameError> {
-    let header = bytes.first_chunk().ok_or(FrameError::Length { got: bytes.len(), want: HEADER_BYTES })?;
-    Ok(HEADER_BYTES + Frame::parse_header(header)?.1)
 }

@@ -15,10 +15,12 @@
 //!
 //! Version 1 is frozen: `tests/golden/frames.txt` holds the bytes of one of each kind.
 
+mod assembler;
 mod body;
 mod convert;
 mod described;
 
+pub use assembler::Assembler;
 use body::ArchivedTokens;
 use bytes::Bytes;
 pub use described::{Fetch, Hello, Order, Proof, Refusal, RefusalCode, Welcome};
@@ -69,7 +71,8 @@ pub enum Kind {
 }
 
 impl Kind {
-    const ALL: [Kind; 12] = [
+    /// All there are.
+    pub const ALL: [Kind; 12] = [
         Kind::Hello,
         Kind::Welcome,
         Kind::Profile,
