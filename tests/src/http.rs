@@ -29,10 +29,22 @@ pub struct Connection(TcpStream);
 impl Connection {
     /// Sends a request.
     pub fn open(address: SocketAddr, method: &str, path: &str, body: &str) -> io::Result<Connection> {
+        Connection::open_as(address, method, path, body, "")
+    }
+
+    /// The same with further headers, each ended by `\r\n`; a host among them replaces ours.
+    pub fn open_as(
+        address: SocketAddr,
+        method: &str,
+        path: &str,
+        body: &str,
+        headers: &str,
+    ) -> io::Result<Connection> {
         let mut stream = TcpStream::connect_timeout(&address, Duration::from_secs(5))?;
         stream.set_read_timeout(Some(Duration::from_secs(60)))?;
         let length = body.len();
-        let head = format!("{method} {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n");
+        let host = if headers.starts_with("host:") { "" } else { "host: localhost\r\n" };
+        let head = format!("{method} {path} HTTP/1.1\r\n{host}{headers}connection: close\r\n");
         let content = format!("content-type: application/json\r\ncontent-length: {length}\r\n\r\n{body}");
         stream.write_all(format!("{head}{content}").as_bytes())?;
         Ok(Connection(stream))

@@ -98,6 +98,21 @@ impl Serve {
         Serve { address, child, folder }
     }
 
+    /// Waits until it has said where it listens.
+    ///
+    /// # Panics
+    /// If it ends, or doesn't say so within a minute.
+    pub fn wait_for_address(&mut self) {
+        let end = Instant::now() + Duration::from_secs(60);
+        while !std::fs::read_to_string(self.folder.path().join("stdout"))
+            .is_ok_and(|said| said.ends_with('\n'))
+        {
+            let status = self.child.try_wait().expect("a child can be waited for");
+            assert!(status.is_none() && Instant::now() < end, "{status:?}: {}", self.stderr());
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
     /// What it has said so far.
     pub fn stderr(&self) -> String {
         stderr(&self.folder)
@@ -113,9 +128,21 @@ impl Serve {
         Connection::open(self.address, "POST", path, body)?.reply()
     }
 
+    /// `POST path` with further headers, each ended by `\r\n`; a host among them replaces ours.
+    pub fn post_as(&self, path: &str, body: &str, headers: &str) -> io::Result<Reply> {
+        Connection::open_as(self.address, "POST", path, body, headers)?.reply()
+    }
+
     /// Sends a signal: `INT`, `TERM`.
     pub fn signal(&self, name: &str) {
         signal(&self.child, name);
+    }
+
+    /// Memory that it has now; 0 where the system doesn't tell.
+    pub fn resident_bytes(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap_or_default();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap_or_default();
+        line.split_whitespace().next().and_then(|kib| kib.parse::<u64>().ok()).unwrap_or(0) << 10
     }
 
     /// Waits for its end.

@@ -10,3 +10,7 @@ mod footprint;
 mod sdk;
 #[path = "whole/serve.rs"]
 mod serve;
+#[path = "whole/strangers.rs"]
+mod strangers;
+#[path = "whole/tls.rs"]
+mod tls;

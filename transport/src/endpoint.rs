@@ -13,6 +13,7 @@ use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
+pub use tls::tls_to;
 use tokio::sync::{Mutex, Semaphore, mpsc};
 use tokio::time::timeout;
 pub use web::{WEB_PATH, WebCertificate};

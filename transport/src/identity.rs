@@ -145,6 +145,12 @@ impl FromStr for PublicKey {
 }
 
 impl Fingerprint {
+    /// Of a certificate's key; none if it is no certificate.
+    pub fn of_certificate(certificate: &rustls::pki_types::CertificateDer<'_>) -> Option<Fingerprint> {
+        let parsed = rustls::server::ParsedCertificate::try_from(certificate).ok()?;
+        Some(Fingerprint::of(&parsed.subject_public_key_info()))
+    }
+
     /// Of a SubjectPublicKeyInfo.
     pub(crate) fn of(spki: &[u8]) -> Fingerprint {
         let mut fingerprint = [0; 32];

@@ -9,10 +9,12 @@ mod models;
 mod output;
 mod pull;
 mod remove;
+mod secure;
 mod serve;
 mod serving;
 mod session;
 mod speaker;
+mod trust;
 
 use crate::config::Config;
 use crate::driver::DeviceChoice;
@@ -70,6 +72,8 @@ enum Command {
     Drain(members::Drain),
     /// Cut a node off for good
     Revoke(members::Revoke),
+    /// Trust the certificate of a scheduler in this network
+    Trust(trust::Trust),
     /// Fetch models
     Pull(pull::Pull),
     /// List the models of the catalog, and what of them is on this machine
@@ -109,6 +113,7 @@ fn run(arguments: Arguments) -> anyhow::Result<()> {
         Command::Nodes(command) => command.run(&config),
         Command::Drain(command) => command.run(&config),
         Command::Revoke(command) => command.run(&config),
+        Command::Trust(command) => command.run(&config),
         Command::Pull(command) => command.run(&config),
         Command::Models(command) => command.run(&config),
         Command::Remove(command) => command.run(&config),

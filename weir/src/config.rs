@@ -17,7 +17,13 @@ pub struct Config {
     pub http: SocketAddr,
     /// The key that clients of the gateway must send.
     pub api_key: Option<String>,
-    /// Names, besides the loopback ones, by which clients may call the gateway.
+    /// The gateway's certificate (PEM); off loopback a local authority makes one where there is none.
+    pub tls_cert: Option<PathBuf>,
+    /// The key of that certificate (PEM).
+    pub tls_key: Option<PathBuf>,
+    /// Plain HTTP even off loopback, where something in front does TLS.
+    pub insecure_http: bool,
+    /// Names, besides this machine's own, by which clients may call the gateway.
     pub allowed_hosts: Vec<String>,
     /// Origins of web pages that may call the gateway from a browser.
     pub allowed_origins: Vec<String>,
@@ -60,6 +66,9 @@ impl Default for Config {
             model: None,
             http: SocketAddr::from(([127, 0, 0, 1], 8484)),
             api_key: None,
+            tls_cert: None,
+            tls_key: None,
+            insecure_http: false,
             allowed_hosts: Vec::new(),
             allowed_origins: Vec::new(),
             url: None,
@@ -125,6 +134,9 @@ impl Config {
             "model",
             "http",
             "api_key",
+            "tls_cert",
+            "tls_key",
+            "insecure_http",
             "allowed_hosts",
             "allowed_origins",
             "url",

@@ -15,27 +15,36 @@ mod request;
 mod routes;
 mod running;
 mod stream;
+mod tls;
 mod write;
 
 use crate::driver::Driver;
+use crate::once::Once;
 use std::future::Future;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, watch};
+use tokio_rustls::TlsAcceptor;
+use weir_transport::Fingerprint;
 
 pub use admin::AdminConfig;
+pub use tls::{TlsConfig, TlsError};
 
 /// Where the gateway listens, and for whom.
 #[derive(Clone, Debug)]
 pub struct GatewayConfig {
-    /// Address to listen on. Off loopback a key is required.
+    /// Address to listen on. Off loopback a key is required, and TLS.
     pub http: SocketAddr,
+    /// By what certificate it is known; plain HTTP where none.
+    pub tls: Option<TlsConfig>,
+    /// Plain HTTP off loopback all the same: something in front does TLS.
+    pub insecure_http: bool,
     /// The key that requests must carry as `Authorization: Bearer KEY`; none lets everybody in.
     pub api_key: Option<String>,
-    /// Names besides the loopback ones that a `Host` header may carry, without ports. If empty, a gateway on loopback takes
-    /// only loopback names (so that no web page can reach it by rebinding DNS), one elsewhere takes any.
+    /// Names that a `Host` header may carry besides the loopback ones, and off loopback any address: without ports. (A web
+    /// page that reaches this server by rebinding DNS sends its own name.)
     pub allowed_hosts: Vec<String>,
     /// Origins of web pages, as `https://example.org`, that may call this gateway from a browser.
     pub allowed_origins: Vec<String>,
@@ -52,6 +61,8 @@ impl GatewayConfig {
     pub fn new(http: SocketAddr) -> GatewayConfig {
         GatewayConfig {
             http,
+            tls: None,
+            insecure_http: false,
             api_key: None,
             allowed_hosts: Vec::new(),
             allowed_origins: Vec::new(),
@@ -105,7 +116,7 @@ impl Default for Limits {
 #[derive(Debug, thiserror::Error)]
 pub enum GatewayError {
     /// The address is taken, not ours, or not allowed.
-    #[error("can't listen on http://{address}: {source}; {hint}")]
+    #[error("can't listen on {address}: {source}; {hint}")]
     Bind {
         /// What was asked for.
         address: SocketAddr,
@@ -119,6 +130,14 @@ pub enum GatewayError {
         "http://{address} can be reached from other machines, so a key is required: set `api_key` (WEIR_API_KEY), or listen on 127.0.0.1"
     )]
     KeyRequired {
+        /// What was asked for.
+        address: SocketAddr,
+    },
+    /// Keys and prompts would pass in the clear.
+    #[error(
+        "http://{address} can be reached from other machines, so TLS is required; or set `insecure_http` if something in front of it does TLS"
+    )]
+    TlsRequired {
         /// What was asked for.
         address: SocketAddr,
     },
@@ -141,6 +160,7 @@ pub async fn serve(
 pub struct Gateway {
     listener: TcpListener,
     address: SocketAddr,
+    key: Option<Fingerprint>,
     shared: Arc<Shared>,
 }
 
@@ -150,12 +170,17 @@ pub(crate) struct Shared {
     limits: Limits,
     /// BLAKE3 of the key: equal hashes are found in constant time, and the key itself isn't kept.
     key: Option<blake3::Hash>,
-    /// Lower case; none takes any name.
-    hosts: Option<Vec<String>>,
+    /// Lower case.
+    hosts: Vec<String>,
+    /// Whether a `Host` may be any address, or only one of loopback.
+    any_address: bool,
+    tls: Option<TlsAcceptor>,
     origins: Vec<String>,
     aliases: Vec<(String, String)>,
     admin: Option<admin::Admin>,
     requests: Arc<Semaphore>,
+    /// Who was refused what, as far as it was logged.
+    refusals: Once<(IpAddr, &'static str)>,
     phase: watch::Receiver<Phase>,
     /// Distinguishes names of requests between processes.
     salt: u64,
@@ -194,6 +219,9 @@ impl Gateway {
         if config.api_key.is_none() && !address.ip().is_loopback() {
             return Err(GatewayError::KeyRequired { address });
         }
+        if config.tls.is_none() && !config.insecure_http && !address.ip().is_loopback() {
+            return Err(GatewayError::TlsRequired { address });
+        }
         if let Some(key) = &config.api_key
             && (key.is_empty() || key.len() > 512 || !key.bytes().all(|b| b.is_ascii_graphic()))
         {
@@ -204,28 +232,36 @@ impl Gateway {
             GatewayError::Bind { address, source, hint }
         })?;
         let address = listener.local_addr().unwrap_or(address);
-        let hosts = (address.ip().is_loopback() || !config.allowed_hosts.is_empty())
-            .then(|| config.allowed_hosts.iter().map(|h| h.to_ascii_lowercase()).collect());
+        let key = config.tls.as_ref().map(TlsConfig::key);
+        let hosts = config.allowed_hosts.iter().map(|h| h.to_ascii_lowercase()).collect();
         // The receiver here is replaced by `run`, which holds the sender.
         let (_, phase) = watch::channel(Phase::Serving);
         let shared = Shared {
             driver,
             key: config.api_key.map(|k| blake3::hash(k.as_bytes())),
             hosts,
+            any_address: !address.ip().is_loopback(),
+            tls: config.tls.map(|tls| tls.config.into()),
             origins: config.allowed_origins,
             aliases: config.aliases,
             admin: config.admin.map(admin::Admin::from),
             requests: Arc::new(Semaphore::new(config.limits.requests_max)),
             limits: config.limits,
+            refusals: Once::default(),
             phase,
             salt: request::draw(),
         };
-        Ok(Gateway { listener, address, shared: Arc::new(shared) })
+        Ok(Gateway { listener, address, key, shared: Arc::new(shared) })
     }
 
     /// The address that it listens on, with the port that the system chose where 0 was asked for.
     pub fn address(&self) -> SocketAddr {
         self.address
+    }
+
+    /// By what key it is known; none where it speaks plain HTTP.
+    pub fn key(&self) -> Option<Fingerprint> {
+        self.key
     }
 
     /// Serves until `shutdown` resolves; returns when every connection is closed, at most a little after
@@ -243,11 +279,11 @@ impl Gateway {
                 accepted = listener.accept() => accepted,
             };
             match accepted {
-                Ok((stream, _)) => match slots.clone().try_acquire_owned() {
+                Ok((stream, from)) => match slots.clone().try_acquire_owned() {
                     Ok(slot) => {
                         let shared = shared.clone();
                         tokio::spawn(async move {
-                            connection::serve(stream, shared).await;
+                            connection::serve(stream, from.ip(), shared).await;
                             drop(slot);
                         });
                     }

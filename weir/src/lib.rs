@@ -1,9 +1,11 @@
 //! The `weir` program as a library: configuration, the driver that owns the scheduler, the HTTP gateway, the CLI.
 #![forbid(unsafe_code)]
 
+pub mod authority;
 pub mod cli;
 pub mod cluster;
 pub mod config;
 pub mod driver;
 pub mod gateway;
+mod once;
 mod private;

@@ -7,7 +7,7 @@ use ring::digest::{SHA256, digest};
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, ring as provider_of, verify_tls13_signature};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
-use rustls::server::{ClientHello, ParsedCertificate, ResolvesServerCert};
+use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
 use rustls::{CertificateError, DigitallySignedStruct, SignatureScheme};
 use std::sync::Arc;
@@ -111,15 +111,25 @@ pub(super) fn web_client(certificate: [u8; 32]) -> quinn::ClientConfig {
     client(web::ALPN, Pin::Certificate(certificate), transport)
 }
 
-fn client(alpn: &[u8], pin: Pin, transport: TransportConfig) -> quinn::ClientConfig {
+/// TLS 1.3 to whoever proves this key, in whatever certificate.
+pub fn tls_to(key: Fingerprint) -> rustls::ClientConfig {
+    pinned(Pin::Key(key))
+}
+
+fn pinned(pin: Pin) -> rustls::ClientConfig {
     let mut tls = rustls::ClientConfig::builder_with_provider(provider())
         .with_protocol_versions(&[&rustls::version::TLS13])
         .expect("the provider has TLS 1.3")
         .dangerous()
         .with_custom_certificate_verifier(Arc::new(Pinned { pin, provider: provider() }))
         .with_no_client_auth();
-    tls.alpn_protocols = vec![alpn.to_vec()];
     tls.resumption = rustls::client::Resumption::disabled();
+    tls
+}
+
+fn client(alpn: &[u8], pin: Pin, transport: TransportConfig) -> quinn::ClientConfig {
+    let mut tls = pinned(pin);
+    tls.alpn_protocols = vec![alpn.to_vec()];
     let tls = QuicClientConfig::try_from(tls).expect("the provider has QUIC's initial cipher suite");
     let mut config = quinn::ClientConfig::new(Arc::new(tls));
     config.transport_config(Arc::new(transport));
@@ -163,10 +173,7 @@ impl ServerCertVerifier for Pinned {
         _now: UnixTime,
     ) -> Result<ServerCertVerified, rustls::Error> {
         let holds = match self.pin {
-            Pin::Key(cluster) => {
-                let parsed = ParsedCertificate::try_from(end_entity)?;
-                Fingerprint::of(&parsed.subject_public_key_info()) == cluster
-            }
+            Pin::Key(key) => Fingerprint::of_certificate(end_entity) == Some(key),
             Pin::Certificate(hash) => sha256(end_entity) == hash,
         };
         match holds {
@@ -195,6 +202,6 @@ impl ServerCertVerifier for Pinned {
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        vec![SignatureScheme::ED25519, SignatureScheme::ECDSA_NISTP256_SHA256]
+        self.provider.signature_verification_algorithms.supported_schemes()
     }
 }

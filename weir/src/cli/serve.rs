@@ -1,5 +1,6 @@
 //! `weir serve`
 use super::ending::{Asked, asked_to_stop};
+use super::secure::{Secure, own_addresses, own_names};
 use super::serving::{self, Announced, Serving};
 use super::speaker::{device_options, find};
 use super::{Interrupted, output::note, store};
@@ -8,7 +9,7 @@ use crate::config::Config;
 use crate::driver::{Driver, DriverConfig, Port};
 use crate::gateway::{AdminConfig, Gateway, GatewayConfig};
 use std::io::{IsTerminal, Write, stderr, stdout};
-use std::net::{SocketAddr, UdpSocket};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -19,7 +20,7 @@ use weir_transport::{JoinLink, JoinToken};
 #[derive(clap::Args)]
 #[command(after_help = "\
 The address is printed once requests are taken, and nothing else goes to standard output. Off loopback a key is
-required. Ctrl-C lets requests that are under way finish. With --listen other machines can join: `weir link` prints a
+required, and TLS is on (`weir trust` makes this machine believe its certificate). Ctrl-C lets requests that are under way finish. With --listen other machines can join: `weir link` prints a
 link for one, to be used with `weir join` there.
 
 Examples:
@@ -51,6 +52,8 @@ pub(super) struct Serve {
     /// Clients must send this key; better set WEIR_API_KEY, which others on this machine don't see
     #[arg(long, value_name = "KEY")]
     key: Option<String>,
+    #[command(flatten)]
+    secure: Secure,
 }
 
 impl Serve {
@@ -61,13 +64,7 @@ impl Serve {
             named => named.iter().map(|n| Some(n.as_str())).collect(),
         };
         let models = names.into_iter().map(|n| find(config, n)).collect::<anyhow::Result<Vec<_>>>()?;
-        let mut gateway = GatewayConfig {
-            api_key: self.key.clone().or_else(|| config.api_key.clone()),
-            allowed_hosts: config.allowed_hosts.clone(),
-            allowed_origins: config.allowed_origins.clone(),
-            aliases: store(config)?.catalog().aliases(),
-            ..GatewayConfig::new(self.http.unwrap_or(config.http))
-        };
+        let mut gateway = self.gateway(config)?;
         super::runtime()?.block_on(async {
             let device = device_options(config);
             let driver = Driver::start(DriverConfig { models, device, no_node: self.no_node }).await?;
@@ -76,7 +73,12 @@ impl Serve {
             let gateway = Gateway::bind(driver.clone(), gateway).await?;
             let announced = house.as_ref().map(|house| house.announce(&gateway)).transpose()?;
             let names: Vec<String> = driver.models().iter().map(|m| m.name.clone()).collect();
-            writeln!(stdout(), "http://{}", gateway.address())?;
+            writeln!(
+                stdout(),
+                "{}://{}",
+                if gateway.key().is_some() { "https" } else { "http" },
+                gateway.address()
+            )?;
             note(&match names.as_slice() {
                 [] => "Waiting for nodes. Ctrl-C stops.".to_owned(),
                 names => format!("Serving {}. Ctrl-C stops.", names.join(", ")),
@@ -102,13 +104,39 @@ impl Serve {
         })
     }
 
+    fn gateway(&self, config: &Config) -> anyhow::Result<GatewayConfig> {
+        let http = self.http.unwrap_or(config.http);
+        let folder = || serving::folder(config, self.state.as_deref());
+        let mut allowed_hosts = config.allowed_hosts.clone();
+        if !http.ip().is_loopback() {
+            allowed_hosts.extend(own_names());
+        }
+        let api_key = self.key.clone().or_else(|| config.api_key.clone());
+        Ok(GatewayConfig {
+            // Without a key it will not run: that is said first.
+            tls: api_key
+                .as_ref()
+                .and_then(|_| self.secure.tls(config, http, folder).transpose())
+                .transpose()?,
+            insecure_http: self.secure.is_insecure(config),
+            api_key,
+            allowed_hosts,
+            allowed_origins: config.allowed_origins.clone(),
+            aliases: store(config)?.catalog().aliases(),
+            ..GatewayConfig::new(http)
+        })
+    }
+
     /// Opens the port for nodes.
     fn open_house(&self, config: &Config, driver: &Driver, at: SocketAddr) -> anyhow::Result<House> {
         let folder = serving::folder(config, self.state.as_deref())?;
         let cluster = Arc::new(Cluster::open(&folder)?);
         let port = driver.listen(at, cluster.clone())?;
         let addresses = match self.advertise.as_slice() {
-            [] => own_addresses(port.address()?),
+            [] => {
+                let at = port.address()?;
+                own_addresses(at.ip()).iter().map(|ip| SocketAddr::new(*ip, at.port()).to_string()).collect()
+            }
             told => told.to_vec(),
         };
         let token = JoinToken::generate()?.to_string();
@@ -128,7 +156,7 @@ impl House {
     /// So that `weir link` and its like find us.
     fn announce(&self, gateway: &Gateway) -> anyhow::Result<Announced> {
         let folder: &Path = &self.folder;
-        Serving::new(gateway.address(), self.admin.token.clone()).announce(folder)
+        Serving::new(gateway.address(), gateway.key(), self.admin.token.clone()).announce(folder)
     }
 
     /// A join link for whoever started us, if it is a person.
@@ -141,26 +169,5 @@ impl House {
             eprintln!("  weir join {link}");
         }
         Ok(())
-    }
-}
-
-/// How other machines reach this one. Listening everywhere, it is the address by which packets leave.
-fn own_addresses(listening: SocketAddr) -> Vec<String> {
-    if !listening.ip().is_unspecified() {
-        return vec![listening.to_string()];
-    }
-    // Nothing is sent: connecting a UDP socket only picks a route. The addresses are reserved for documentation.
-    let routes = [("0.0.0.0:0", "192.0.2.1:9"), ("[::]:0", "[2001:db8::1]:9")];
-    let outward = |(from, to): (&str, &str)| {
-        let socket = UdpSocket::bind(from).ok()?;
-        socket.connect(to).ok()?;
-        let ip = socket.local_addr().ok()?.ip();
-        (!ip.is_unspecified()).then(|| SocketAddr::new(ip, listening.port()).to_string())
-    };
-    let found: Vec<String> =
-        routes.into_iter().take(if listening.is_ipv4() { 1 } else { 2 }).filter_map(outward).collect();
-    match found.is_empty() {
-        true => vec![SocketAddr::from(([127, 0, 0, 1], listening.port())).to_string()],
-        false => found,
     }
 }

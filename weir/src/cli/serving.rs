@@ -4,15 +4,21 @@ use crate::private;
 use anyhow::{Context, anyhow, bail};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Bytes;
+use hyper::client::conn::http1::SendRequest;
 use hyper::header::{AUTHORIZATION, CONTENT_TYPE, HOST};
 use hyper::{Method, Request};
 use hyper_util::rt::TokioIo;
+use rustls_pki_types::ServerName;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+use weir_transport::{Fingerprint, tls_to};
 
 /// For a whole exchange.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -24,6 +30,9 @@ const ANSWER_MAX: usize = 64 << 20;
 pub(super) struct Serving {
     /// Where its gateway can be called from this machine.
     http: SocketAddr,
+    /// The key that it shows there; plain HTTP where none.
+    #[serde(default)]
+    key: Option<String>,
     /// The admin token.
     token: String,
 }
@@ -49,14 +58,14 @@ pub(super) fn folder(config: &Config, asked: Option<&Path>) -> anyhow::Result<Pa
 
 impl Serving {
     /// A gateway at `http`; wherever it listens, it can be called by loopback if it listens everywhere.
-    pub(super) fn new(mut http: SocketAddr, token: String) -> Serving {
+    pub(super) fn new(mut http: SocketAddr, key: Option<Fingerprint>, token: String) -> Serving {
         if http.ip().is_unspecified() {
             http.set_ip(match http {
                 SocketAddr::V4(_) => std::net::Ipv4Addr::LOCALHOST.into(),
                 SocketAddr::V6(_) => std::net::Ipv6Addr::LOCALHOST.into(),
             });
         }
-        Serving { http, token }
+        Serving { http, key: key.map(|key| key.to_string()), token }
     }
 
     /// Leaves it in the folder for as long as the result lives.
@@ -92,11 +101,17 @@ impl Serving {
         asked.map_err(|_| anyhow!("the scheduler at {} does not answer", self.http))?
     }
 
+    async fn connect(&self) -> anyhow::Result<SendRequest<Full<Bytes>>> {
+        let stream = TcpStream::connect(self.http).await?;
+        let Some(key) = &self.key else { return open(stream).await };
+        // Its certificate may name other machines only; its key is what we were told.
+        let tls = TlsConnector::from(Arc::new(tls_to(key.parse()?)));
+        open(tls.connect(ServerName::from(self.http.ip()), stream).await?).await
+    }
+
     async fn exchange(&self, method: Method, path: &str, body: Option<&Value>) -> anyhow::Result<Value> {
-        let unreachable = || format!("no scheduler answers at http://{}; it may have been killed", self.http);
-        let stream = TcpStream::connect(self.http).await.with_context(unreachable)?;
-        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
-        tokio::spawn(connection);
+        let unreachable = || format!("no scheduler answers at {}; it may have been killed", self.http);
+        let mut sender = self.connect().await.with_context(unreachable)?;
         let request = Request::builder()
             .method(method)
             .uri(format!("/weir/v1/{path}"))
@@ -115,4 +130,13 @@ impl Serving {
         }
         Ok(value)
     }
+}
+
+async fn open<S>(stream: S) -> anyhow::Result<SendRequest<Full<Bytes>>>
+where
+    S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+{
+    let (sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
+    tokio::spawn(connection);
+    Ok(sender)
 }

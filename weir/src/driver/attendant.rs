@@ -1,10 +1,10 @@
 //! Reads what a node says of itself.
 use super::conductor::Command;
-use super::port::Refusals;
 use super::shelf::Shelf;
 use super::{ServedModel, start};
 use crate::cluster::{Cluster, Member};
-use std::net::SocketAddr;
+use crate::once::Once;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
@@ -37,8 +37,28 @@ pub(super) enum Gate {
         from: SocketAddr,
         /// Held until the other end has proved itself.
         _places: (OwnedSemaphorePermit, Place),
-        refusals: Arc<Refusals>,
+        refusals: Refusals,
     },
+}
+
+/// Which refusals were logged.
+pub(super) type Refusals = Arc<Once<(IpAddr, RefusalCode)>>;
+
+/// Logs a refusal, unless the same machine was refused for the same lately.
+pub(super) fn log(refusals: &Refusals, from: SocketAddr, code: RefusalCode, message: &str) {
+    if refusals.first((from.ip(), code)) {
+        tracing::warn!("a node at {from} was turned away: {message}");
+    }
+}
+
+impl Gate {
+    /// Somebody may not come in: why.
+    fn refuse(&self, code: RefusalCode, message: String) -> String {
+        if let Gate::Cluster { from, refusals, .. } = self {
+            log(refusals, *from, code, &message);
+        }
+        message
+    }
 }
 
 /// A node's link, and where what it says goes.
@@ -59,8 +79,12 @@ pub(super) fn spawn(
 ) {
     let attendant = Attendant { link: Arc::new(link), node, shelf, commands: commands.downgrade() };
     tokio::spawn(async move {
-        let reason = match timeout(GREETING, attendant.greet(gate)).await {
-            Err(_) => "it did not introduce itself".into(),
+        let greeted = timeout(GREETING, attendant.greet(&gate)).await;
+        let late = |_| gate.refuse(RefusalCode::Other, "it did not introduce itself".into());
+        let greeted = greeted.map_err(late);
+        drop(gate);
+        let reason = match greeted {
+            Err(reason) => reason,
             Ok(Err(reason)) => reason,
             Ok(Ok((member, control))) => match attendant.listen(member, control).await {
                 Ok(()) => "it hung up".into(),
@@ -78,13 +102,17 @@ pub(super) fn spawn(
 
 impl Attendant {
     /// Lets a node in or turns it away.
-    async fn greet(&self, gate: Gate) -> Result<(Option<Member>, Stream), String> {
+    async fn greet(&self, gate: &Gate) -> Result<(Option<Member>, Stream), String> {
+        let nonsense = |why: String| gate.refuse(RefusalCode::Other, why);
         let mut control = self.link.accept().await.map_err(text)?;
-        let frame = control.receive.next().await.map_err(text)?.ok_or("it hung up")?;
-        let Message::Hello(hello) = frame.read().map_err(|e| e.to_string())? else {
-            return Err(format!("its first word is a {:?} frame", frame.kind()));
+        let frame = match control.receive.next().await {
+            Err(LinkError::Frame(error)) => return Err(nonsense(error.to_string())),
+            frame => frame.map_err(text)?.ok_or("it hung up")?,
         };
-        let admitted = self.admit(hello, &gate).await;
+        let Message::Hello(hello) = frame.read().map_err(|e| nonsense(e.to_string()))? else {
+            return Err(nonsense(format!("its first word is a {:?} frame", frame.kind())));
+        };
+        let admitted = self.admit(hello, gate).await;
         let heartbeat_ms = HEARTBEAT.as_millis() as u32;
         let refused = admitted.as_ref().err().cloned();
         // Sent whatever it speaks, so that it can tell its user.
@@ -93,12 +121,10 @@ impl Attendant {
         match admitted {
             Ok(member) => Ok((member, control)),
             Err(refusal) => {
-                if let Gate::Cluster { from, refusals, .. } = &gate {
-                    refusals.log(*from, refusal.code, &refusal.message);
-                }
+                let message = gate.refuse(refusal.code, refusal.message);
                 // Closing at once would overtake the refusal.
                 _ = timeout(FAREWELL, self.link.closed()).await;
-                Err(refusal.message)
+                Err(message)
             }
         }
     }

@@ -6,31 +6,61 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use std::convert::Infallible;
 use std::future::Future;
 use std::io::{self, IoSlice};
+use std::net::IpAddr;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
-use tokio::time::{Instant, Sleep};
+use tokio::time::{Instant, Sleep, timeout};
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
 
 /// Answers the connection's requests until it closes, or until the gateway has told it to and it has nothing under way.
-pub(super) async fn serve(stream: TcpStream, shared: Arc<Shared>) {
+pub(super) async fn serve(stream: TcpStream, from: IpAddr, shared: Arc<Shared>) {
     // Tokens are small and must not wait for each other.
     let _ = stream.set_nodelay(true);
     let guarded = Guarded { stream, patience: shared.limits.stall_timeout, stalled: None };
+    let Some(tls) = &shared.tls else { return answer(guarded, from, shared).await };
+    let header_timeout = shared.limits.header_timeout;
+    match timeout(header_timeout, shake_hands(tls, guarded)).await {
+        Ok(Ok(stream)) => answer(stream, from, shared).await,
+        Ok(Err(error)) => tracing::debug!(%from, %error, "no TLS handshake"),
+        Err(_) => tracing::debug!(%from, "no TLS handshake in time"),
+    }
+}
+
+async fn shake_hands(tls: &TlsAcceptor, guarded: Guarded) -> io::Result<TlsStream<Guarded>> {
+    const HANDSHAKE: u8 = 22;
+    let mut first = [0];
+    if guarded.stream.peek(&mut first).await? == 1 && first[0] != HANDSHAKE {
+        const HINT: &str = "This server speaks HTTPS; begin its address with https://.\n";
+        let head = "HTTP/1.1 400 Bad Request\r\ncontent-type: text/plain\r\nconnection: close\r\n";
+        let _ = guarded
+            .stream
+            .try_write(format!("{head}content-length: {}\r\n\r\n{HINT}", HINT.len()).as_bytes());
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "it speaks plain HTTP"));
+    }
+    tls.accept(guarded).await
+}
+
+async fn answer<S>(stream: S, from: IpAddr, shared: Arc<Shared>)
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
     let mut draining = pin!(shared.reached(Phase::Draining));
     let header_timeout = shared.limits.header_timeout;
     let service = service_fn(move |request| {
         let shared = shared.clone();
-        async move { Ok::<_, Infallible>(routes::respond(&shared, request).await) }
+        async move { Ok::<_, Infallible>(routes::respond(&shared, from, request).await) }
     });
     let mut connection = pin!(
         http1::Builder::new()
             .timer(TokioTimer::new())
             .header_read_timeout(header_timeout)
             .max_buf_size(64 << 10)
-            .serve_connection(TokioIo::new(guarded), service)
+            .serve_connection(TokioIo::new(stream), service)
     );
     let closed = tokio::select! {
         result = connection.as_mut() => result,

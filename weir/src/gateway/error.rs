@@ -85,6 +85,12 @@ impl ApiError {
         )
     }
 
+    /// Its code, if it says that whoever asks may not.
+    pub(super) fn turns_away(&self) -> Option<&'static str> {
+        let refused = [StatusCode::UNAUTHORIZED, StatusCode::FORBIDDEN].contains(&self.status);
+        self.code.filter(|_| refused)
+    }
+
     /// `{"error":{...}}`.
     pub(super) fn to_json(&self) -> Vec<u8> {
         let kind = match self.status {

@@ -11,15 +11,23 @@ use std::sync::Arc;
 use weir_scheduler::TraceContext;
 
 /// Answers one request; an error becomes the API's error object.
-pub(super) async fn respond(shared: &Arc<Shared>, request: Request<Incoming>) -> Response<Body> {
+pub(super) async fn respond(
+    shared: &Arc<Shared>,
+    from: IpAddr,
+    request: Request<Incoming>,
+) -> Response<Body> {
     let name = format!("{:016x}{:08x}", draw(), shared.salt as u32);
     let method = request.method().clone();
     let path = request.uri().path().to_owned();
     let origin = allowed_origin(shared, request.headers());
+    let page = request.headers().get(header::ORIGIN).cloned();
     let mut response = match handle(shared, request, &name).await {
         Ok(response) => response,
         Err(error) => {
-            tracing::debug!(%method, path, ?error, "refused");
+            match error.turns_away().filter(|code| shared.refusals.first((from, code))) {
+                Some(code) => log_refusal(from, page.as_ref(), code),
+                None => tracing::debug!(%method, path, ?error, "refused"),
+            }
             error.to_response()
         }
     };
@@ -33,6 +41,12 @@ pub(super) async fn respond(shared: &Arc<Shared>, request: Request<Incoming>) ->
         headers.insert(header::VARY, HeaderValue::from_static("origin"));
     }
     response
+}
+
+/// For whoever runs this server; the same of the same machine is logged once in a while.
+fn log_refusal(from: IpAddr, page: Option<&HeaderValue>, code: &str) {
+    let page = page.map(|origin| format!(", of a web page of {:.100?},", origin)).unwrap_or_default();
+    tracing::warn!("a request from {from}{page} was refused: {code}");
 }
 
 /// What can be asked for.
@@ -116,9 +130,8 @@ async fn handle(
     }
 }
 
-/// On loopback, a page of another site that has made its name resolve to this address still sends that name.
+/// A page of another site that has made its name resolve to this address still sends that name.
 fn check_host(shared: &Shared, request: &Request<Incoming>) -> Result<(), ApiError> {
-    let Some(names) = &shared.hosts else { return Ok(()) };
     let header = request.headers().get(header::HOST).and_then(|h| h.to_str().ok());
     let Some(host) = request.uri().authority().map(|a| a.as_str()).or(header) else {
         return Err(ApiError::new(
@@ -128,7 +141,7 @@ fn check_host(shared: &Shared, request: &Request<Incoming>) -> Result<(), ApiErr
         ));
     };
     let host = without_port(host).to_ascii_lowercase();
-    if is_loopback_name(&host) || names.contains(&host) {
+    if is_own_name(&host, shared.any_address) || shared.hosts.contains(&host) {
         return Ok(());
     }
     Err(ApiError::new(
@@ -138,9 +151,10 @@ fn check_host(shared: &Shared, request: &Request<Incoming>) -> Result<(), ApiErr
     ))
 }
 
-fn is_loopback_name(host: &str) -> bool {
+/// An address is nobody's name.
+fn is_own_name(host: &str, any_address: bool) -> bool {
     let address = host.trim_start_matches('[').trim_end_matches(']');
-    host == "localhost" || address.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
+    host == "localhost" || address.parse::<IpAddr>().is_ok_and(|ip| any_address || ip.is_loopback())
 }
 
 fn without_port(host: &str) -> &str {
@@ -154,7 +168,8 @@ fn without_port(host: &str) -> &str {
 fn check_origin(shared: &Shared, headers: &HeaderMap) -> Result<(), ApiError> {
     let Some(origin) = headers.get(header::ORIGIN) else { return Ok(()) };
     let own = || {
-        let origin = origin.to_str().ok()?.strip_prefix("http://")?;
+        let scheme = if shared.tls.is_some() { "https://" } else { "http://" };
+        let origin = origin.to_str().ok()?.strip_prefix(scheme)?;
         (headers.get(header::HOST)?.to_str().ok()? == origin).then_some(())
     };
     if allowed_origin(shared, headers).is_some() || own().is_some() {
@@ -269,13 +284,15 @@ mod tests {
     fn names_of_this_machine() {
         for host in ["localhost", "localhost:8484", "127.0.0.1:1", "127.8.9.1", "[::1]", "[::1]:8484", "::1"]
         {
-            assert!(is_loopback_name(without_port(host)), "{host}");
+            assert!(is_own_name(without_port(host), false), "{host}");
         }
         for host in
             ["", "localhost.evil.example", "evil.example:80", "127.0.0.1.evil.example", "10.0.0.1", "[::2]:1"]
         {
-            assert!(!is_loopback_name(without_port(host)), "{host}");
+            assert!(!is_own_name(without_port(host), false), "{host}");
         }
+        assert!(is_own_name("10.0.0.1", true) && is_own_name("[fd00::1]", true));
+        assert!(!is_own_name("evil.example", true));
     }
 
     #[test]
