@@ -55,6 +55,8 @@ pub struct Credentials {
     pub proof: Option<Proof>,
     /// From a join link.
     pub token: Option<String>,
+    /// Without one: a person at the scheduler may be asked.
+    pub ask: bool,
 }
 
 /// Why a worker stopped serving.
@@ -239,6 +241,7 @@ impl Worker {
             name: self.name.to_string(),
             proof: credentials.proof,
             token: credentials.token,
+            ask: credentials.ask,
         };
         control.send.send(Frame::hello(&hello)).await?;
         let answer = timeout(GREETING, control.receive.next()).await;

@@ -6,7 +6,7 @@ mod process;
 mod wire;
 
 pub use http::{Connection, Reply};
-pub use process::{Node, Serve, free_address, program, target, weir};
+pub use process::{Node, Program, Serve, free_address, program, target, weir};
 pub use wire::Wire;
 
 use std::path::PathBuf;

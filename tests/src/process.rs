@@ -154,6 +154,57 @@ impl Serve {
     }
 }
 
+/// Any command of the program, in a network namespace; killed when dropped.
+pub struct Program {
+    child: Child,
+    folder: TempDir,
+}
+
+impl Program {
+    /// Starts `weir ARGUMENTS` in the namespace of that name.
+    pub fn within(namespace: &str, arguments: &[&str]) -> Program {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let file = |name| File::create(folder.path().join(name)).expect("a file in it");
+        let mut command = Command::new("ip");
+        // It becomes the program, so that signals reach that.
+        command.args(["netns", "exec", namespace]).arg(program()).args(arguments);
+        let child = command
+            .env("XDG_CONFIG_HOME", folder.path())
+            .current_dir(folder.path())
+            .stdin(Stdio::null())
+            .stdout(file("stdout"))
+            .stderr(file("stderr"))
+            .spawn()
+            .expect("the program starts");
+        Program { child, folder }
+    }
+
+    /// What it has written so far.
+    pub fn stdout(&self) -> String {
+        std::fs::read_to_string(self.folder.path().join("stdout")).unwrap_or_default()
+    }
+
+    /// What it has said so far.
+    pub fn stderr(&self) -> String {
+        stderr(&self.folder)
+    }
+
+    /// Waits for its end.
+    ///
+    /// # Panics
+    /// If it doesn't come within `limit`.
+    pub fn ended(&mut self, limit: Duration) -> ExitStatus {
+        ended(&mut self.child, limit, &self.folder)
+    }
+}
+
+impl Drop for Program {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
 /// A running `weir join`; killed when dropped.
 pub struct Node {
     child: Child,

@@ -6,6 +6,8 @@ mod bench;
 mod cluster;
 #[path = "whole/footprint.rs"]
 mod footprint;
+#[path = "whole/lan.rs"]
+mod lan;
 #[path = "whole/sdk.rs"]
 mod sdk;
 #[path = "whole/serve.rs"]

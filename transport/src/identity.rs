@@ -8,6 +8,8 @@ use std::str::FromStr;
 
 /// What a node signs begins with this, so that its signature is good for nothing else.
 const CONTEXT: &[u8] = b"weir/1 node";
+/// And what [`code`] hashes with this.
+const CODE_CONTEXT: &[u8] = b"weir/1 code";
 /// What stands before the key in the SubjectPublicKeyInfo of an Ed25519 key (RFC 8410).
 const SPKI: [u8; 12] = [0x30, 0x2a, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x03, 0x21, 0x00];
 /// Addresses in a join link, at most.
@@ -58,6 +60,17 @@ pub enum IdentityError {
     /// Not a join link: what is wrong with it.
     #[error("this is no join link ({0}); `weir link` on the scheduler's machine prints one")]
     Link(&'static str),
+}
+
+/// What two people compare to know that nobody is between this cluster and this node: 40 bits as eight letters and digits,
+/// `K7QF-3MXA`. It depends on the link's binding, so that nobody can look for keys beforehand that give the same.
+pub fn code(cluster: Fingerprint, node: &PublicKey, binding: &[u8; 32]) -> String {
+    /// Without those that look like others.
+    const SIGNS: &[u8; 32] = b"23456789ABCDEFGHJKLMNPQRSTUVWXYZ";
+    let hash = digest(&SHA256, &[CODE_CONTEXT, &cluster.0, &node.0, binding].concat());
+    let bits = hash.as_ref().iter().take(5).fold(0u64, |bits, byte| bits << 8 | u64::from(*byte));
+    let sign = |n: u32| char::from(SIGNS[(bits >> (35 - 5 * n) & 31) as usize]);
+    (0..4).map(sign).chain(['-']).chain((4..8).map(sign)).collect()
 }
 
 /// Random bytes from the system.
@@ -266,6 +279,20 @@ mod tests {
             assert_eq!(PublicKey::proved(&broken, &[1; 32]), Err(IdentityError::Proof));
         }
         assert!(Identity::from_pkcs8(b"nonsense").is_err());
+    }
+
+    #[test]
+    fn a_code_is_of_two_keys_and_one_link() {
+        let [a, b] = [1, 2].map(|n| PublicKey([n; 32]));
+        let first = code(Fingerprint([7; 32]), &a, &[0; 32]);
+        assert_eq!(first, "S72T-VZBE", "frozen: both ends must show the same");
+        for other in [
+            code(Fingerprint([8; 32]), &a, &[0; 32]),
+            code(Fingerprint([7; 32]), &b, &[0; 32]),
+            code(Fingerprint([7; 32]), &a, &[1; 32]),
+        ] {
+            assert_ne!(first, other);
+        }
     }
 
     #[test]

@@ -26,5 +26,5 @@ pub use frames::{
     Refusal, RefusalCode, Tokens, VERSION, Welcome,
 };
 #[cfg(not(target_arch = "wasm32"))]
-pub use identity::{Fingerprint, Identity, IdentityError, JoinLink, JoinToken, PublicKey};
+pub use identity::{Fingerprint, Identity, IdentityError, JoinLink, JoinToken, PublicKey, code};
 pub use link::{Link, LinkError, Receiver, Sender, Stream, Urgency};

@@ -14,6 +14,7 @@ mod serve;
 mod serving;
 mod session;
 mod speaker;
+mod top;
 mod trust;
 
 use crate::config::Config;
@@ -68,6 +69,10 @@ enum Command {
     Link(members::Link),
     /// List the nodes of a running scheduler
     Nodes(members::Nodes),
+    /// Watch a running scheduler: nodes, queues, tokens a second, latencies
+    Top(top::Top),
+    /// Let a machine in that asks to join
+    Admit(members::Admit),
     /// Send a node nothing new, and move what runs there
     Drain(members::Drain),
     /// Cut a node off for good
@@ -111,6 +116,8 @@ fn run(arguments: Arguments) -> anyhow::Result<()> {
         Command::Join(command) => command.run(&config),
         Command::Link(command) => command.run(&config),
         Command::Nodes(command) => command.run(&config),
+        Command::Top(command) => command.run(&config),
+        Command::Admit(command) => command.run(&config),
         Command::Drain(command) => command.run(&config),
         Command::Revoke(command) => command.run(&config),
         Command::Trust(command) => command.run(&config),

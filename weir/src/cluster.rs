@@ -1,8 +1,11 @@
 //! Who belongs to the cluster: its key, the nodes that have joined, and the tokens by which others may. Kept in a folder,
 //! across restarts.
 
+mod asking;
 mod state;
 
+pub use asking::Asker;
+use asking::Asking;
 use serde::{Deserialize, Serialize};
 use state::State;
 use std::collections::BTreeMap;
@@ -36,6 +39,7 @@ pub struct Cluster {
 struct Members {
     nodes: BTreeMap<PublicKey, Record>,
     tokens: BTreeMap<[u8; 32], Token>,
+    asking: Asking,
 }
 
 /// What is remembered of a node.
@@ -126,7 +130,7 @@ impl Cluster {
                 identity
             }
         };
-        let members = Members { nodes: state.nodes()?, tokens: state.tokens()? };
+        let members = Members { nodes: state.nodes()?, tokens: state.tokens()?, asking: Asking::default() };
         Ok(Cluster { identity, state, members: Mutex::new(members) })
     }
 
@@ -198,6 +202,16 @@ impl Cluster {
             let member = record.member(key);
             return Ok(if web { Member { trust: Trust::Guest, ..member } } else { member });
         }
+        if hello.ask && hello.token.is_none() {
+            let code = weir_transport::code(self.fingerprint(), &key, binding);
+            let Some(code) = members.asking.ask(key, name.clone(), web, code) else {
+                return Err(refuse(RefusalCode::Full, "too many machines ask to join; later it may work"));
+            };
+            let message = format!(
+                "{name} asks to join, by the code {code}: if that is on its screen, `weir admit {code}` lets it in"
+            );
+            return Err(Refusal { code: RefusalCode::Confirm, message });
+        }
         let mut new = self.join(&mut members, hello, name, now)?;
         new.guest |= web;
         let member = new.member(key);
@@ -240,6 +254,30 @@ impl Cluster {
             message: format!("the scheduler can't use the token up: {e}"),
         })?;
         Ok(Record { name, guest, joined: seconds(now), drained: false, revoked: false })
+    }
+
+    /// Machines that ask to be let in.
+    pub fn asking(&self) -> Vec<Asker> {
+        self.members().asking.all()
+    }
+
+    /// Lets the machine in that asks by this code, which its owner has seen on both screens. Blocks for as long as the disk
+    /// takes.
+    pub fn confirm(&self, code: &str, now: SystemTime) -> Result<PublicKey, ClusterError> {
+        let mut members = self.members();
+        let asker = members.asking.take(code);
+        let asker =
+            asker.ok_or_else(|| ClusterError::Node(format!("no machine asks to join by the code {code}")))?;
+        let record = Record {
+            name: asker.name,
+            guest: asker.guest,
+            joined: seconds(now),
+            drained: false,
+            revoked: false,
+        };
+        self.state.set_node(&asker.key, &record)?;
+        members.nodes.insert(asker.key, record);
+        Ok(asker.key)
     }
 
     /// All nodes that have ever joined.
@@ -323,6 +361,7 @@ mod tests {
             name: "n".into(),
             proof: Some(node.prove(&BINDING)),
             token: token.map(|t| t.to_string()),
+            ask: false,
         }
     }
 
@@ -386,6 +425,31 @@ mod tests {
         forged.proof.as_mut().unwrap().key = Identity::generate().unwrap().public().to_string();
         assert_eq!(code(&forged, BINDING), RefusalCode::Proof);
         assert!(cluster.admit(&good, &BINDING, false, at(1)).is_ok(), "the token was not used up by those");
+    }
+
+    #[test]
+    fn who_asks_gets_in_when_its_code_was_seen() {
+        let folder = tempfile::tempdir().unwrap();
+        let cluster = Cluster::open(folder.path()).unwrap();
+        let nodes: Vec<Identity> = (0..17).map(|_| Identity::generate().unwrap()).collect();
+        let ask = |node: &Identity| Hello { ask: true, ..hello(node, None) };
+        let code = |node: &Identity| cluster.admit(&ask(node), &BINDING, false, at(1)).map_err(|r| r.code);
+        for node in &nodes[..16] {
+            assert_eq!(code(node), Err(RefusalCode::Confirm));
+            assert_eq!(code(node), Err(RefusalCode::Confirm), "coming again changes nothing");
+        }
+        assert_eq!(code(&nodes[16]), Err(RefusalCode::Full));
+        let seen = weir_transport::code(cluster.fingerprint(), &nodes[3].public(), &BINDING);
+        assert!(cluster.confirm("2222-2222", at(2)).is_err());
+        assert_eq!(cluster.confirm(&seen.to_lowercase().replace('-', ""), at(2)).unwrap(), nodes[3].public());
+        assert_eq!(code(&nodes[3]).unwrap().trust, Trust::Own);
+        assert!(cluster.confirm(&seen, at(2)).is_err(), "once");
+        assert_eq!(cluster.asking().len(), 15);
+        assert_eq!(
+            check(&cluster, &nodes[4], None, 3),
+            Err(RefusalCode::Token),
+            "asking is not being let in"
+        );
     }
 
     #[test]

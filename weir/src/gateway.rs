@@ -14,6 +14,7 @@ mod prompt;
 mod request;
 mod routes;
 mod running;
+mod stats;
 mod stream;
 mod tls;
 mod write;
@@ -179,6 +180,7 @@ pub(crate) struct Shared {
     aliases: Vec<(String, String)>,
     admin: Option<admin::Admin>,
     requests: Arc<Semaphore>,
+    stats: Arc<stats::Stats>,
     /// Who was refused what, as far as it was logged.
     refusals: Once<(IpAddr, &'static str)>,
     phase: watch::Receiver<Phase>,
@@ -247,6 +249,7 @@ impl Gateway {
             admin: config.admin.map(admin::Admin::from),
             requests: Arc::new(Semaphore::new(config.limits.requests_max)),
             limits: config.limits,
+            stats: Arc::default(),
             refusals: Once::default(),
             phase,
             salt: request::draw(),

@@ -7,5 +7,6 @@ pub mod cluster;
 pub mod config;
 pub mod driver;
 pub mod gateway;
+mod lan;
 mod once;
 mod private;

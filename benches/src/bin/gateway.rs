@@ -144,7 +144,7 @@ fn weir(program: &Path, runtime: &Runtime, nodes: usize, null: &Null, slots: u32
             let dialer = Dialer::new().expect("a socket");
             let at = dialer.dial(&link.addresses, link.cluster).await.expect("the scheduler answers");
             let proof = at.binding().map(|binding| Identity::generate().expect("randomness").prove(&binding));
-            let credentials = Credentials { proof, token: Some(link.token.to_string()) };
+            let credentials = Credentials { proof, token: Some(link.token.to_string()), ask: false };
             // It ends with the scheduler.
             _ = worker.serve(&at, credentials).await;
         });

@@ -21,6 +21,9 @@ pub struct Hello {
     /// From the join link, where it isn't known yet.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub token: Option<String>,
+    /// Without a token: a person at the scheduler may be asked.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub ask: bool,
 }
 
 /// A node's key, and its signature of this very connection.
@@ -65,6 +68,8 @@ pub enum RefusalCode {
     Proof,
     /// The join token is unknown, used up or expired.
     Token,
+    /// Not yet: a person at the scheduler has to confirm it first. Trying again is the thing to do.
+    Confirm,
     /// The node was revoked.
     Revoked,
     /// There are too many nodes; later it may work.

@@ -110,6 +110,7 @@ pub(crate) fn hello() -> Hello {
         name: "küche".into(),
         proof: Some(Proof { key: "ab".repeat(32), signature: "cd".repeat(64) }),
         token: Some("ef".repeat(16)),
+        ask: false,
     }
 }
 

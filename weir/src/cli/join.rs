@@ -5,18 +5,25 @@ use super::speaker::{device_options, find};
 use super::{Interrupted, output::note};
 use crate::config::Config;
 use crate::driver::{load_all, worker};
+use crate::lan::{self, Found};
 use crate::private;
 use anyhow::{Context, bail};
 use serde::{Deserialize, Serialize};
 use std::hash::{BuildHasher, RandomState};
+use std::io::{BufRead, IsTerminal, Write, stderr, stdin};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 use weir_node::{Credentials, Worker, WorkerError};
-use weir_transport::{DialError, Dialer, Fingerprint, Identity, JoinLink, JoinToken, RefusalCode};
+use weir_transport::{DialError, Dialer, Fingerprint, Identity, JoinLink, JoinToken, RefusalCode, code};
 
 /// Waits between attempts to reach the scheduler, each of random length up to twice the one before.
 const WAIT_FIRST: Duration = Duration::from_millis(200);
 const WAIT_MAX: Duration = Duration::from_secs(15);
+/// How long to look for schedulers in the local network.
+const SEARCH: Duration = Duration::from_secs(3);
+/// How often to ask whether we were let in meanwhile, and for how long.
+const ASK_AGAIN: Duration = Duration::from_secs(2);
+const ASKING: Duration = Duration::from_secs(290);
 /// A link that held for so long was a good one: the waits begin anew.
 const SETTLED: Duration = Duration::from_secs(20);
 /// What runs here gets so long to end or to move when we are asked to stop.
@@ -26,14 +33,22 @@ const LEAVING: Duration = Duration::from_secs(30);
 #[derive(clap::Args)]
 #[command(after_help = "\
 The link comes from `weir link` on the scheduler's machine and is needed once: afterwards this machine is known by its
-key. Connections go out only, so that it works behind a router. Ctrl-C leaves: what runs here moves to other nodes.
+key. With --lan no link is needed: the scheduler is looked for in the local network, both machines show a code, and it is let
+in by `weir admit CODE` there. Connections go out only, so that it works behind a router. Ctrl-C leaves: what runs here moves to other nodes.
 
 Examples:
+  weir join --lan
   weir join weir://192.168.1.5:8484/4e0c.../9a31... --model qwen2.5-coder-0.5b
   weir join                              the cluster joined before, again")]
 pub(super) struct Join {
     /// The join link; the cluster joined before where none
     link: Option<JoinLink>,
+    /// Look for the scheduler in the local network
+    #[arg(long, conflicts_with = "link")]
+    lan: bool,
+    /// With --lan: take the scheduler on the machine of this name, and don't ask whether the codes are the same
+    #[arg(long, value_name = "NAME", requires = "lan")]
+    scheduler: Option<String>,
     /// A catalog name or a path to a .gguf; may be given several times
     #[arg(short, long, value_name = "MODEL")]
     model: Vec<String>,
@@ -66,12 +81,18 @@ struct Belonging {
     addresses: Vec<String>,
     cluster: Fingerprint,
     token: Option<JoinToken>,
+    /// Without a token: the person at the scheduler is asked, and so is ours unless told otherwise.
+    ask: bool,
+    trusting: bool,
 }
 
 impl Join {
     pub(super) fn run(self, config: &Config) -> anyhow::Result<()> {
         let folder = serving::folder(config, self.state.as_deref())?;
-        let belonging = belonging(&folder, self.link)?;
+        let belonging = match self.lan {
+            true => nearby(&folder, self.scheduler.as_deref())?,
+            false => belonging(&folder, self.link)?,
+        };
         let names = match self.model.as_slice() {
             [] => vec![None],
             named => named.iter().map(|n| Some(n.as_str())).collect(),
@@ -82,7 +103,7 @@ impl Join {
             let worker = worker(&name, load_all(models, device_options(config)).await?);
             let dialer = Dialer::new()?;
             let asked = tokio::select! {
-                failed = serve(&worker, &dialer, &belonging, &name) => return failed,
+                failed = serve(&worker, &dialer, &belonging, &name, &folder) => return failed,
                 asked = leave(&worker) => asked,
             };
             dialer.linger().await;
@@ -96,52 +117,140 @@ impl Join {
     }
 }
 
-/// The node's key, made once, and the cluster: that of the link, or the one before.
-fn belonging(folder: &Path, link: Option<JoinLink>) -> anyhow::Result<Belonging> {
+/// What is remembered in `folder`; a new key if nothing is.
+fn remembered(folder: &Path) -> anyhow::Result<Remembered> {
     let path = folder.join("node.json");
     let shown = || path.display().to_string();
     private::create_folder(folder).with_context(|| folder.display().to_string())?;
-    let mut remembered = match std::fs::read(&path) {
-        Ok(bytes) => serde_json::from_slice(&bytes).with_context(shown)?,
+    match std::fs::read(&path) {
+        Ok(bytes) => serde_json::from_slice(&bytes).with_context(shown),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-            Remembered { key: Identity::generate()?.pkcs8().to_vec(), home: None }
+            Ok(Remembered { key: Identity::generate()?.pkcs8().to_vec(), home: None })
         }
-        Err(error) => return Err(error).with_context(shown),
-    };
-    let identity = Identity::from_pkcs8(&remembered.key).with_context(shown)?;
+        Err(error) => Err(error).with_context(shown),
+    }
+}
+
+impl Remembered {
+    fn identity(&self, folder: &Path) -> anyhow::Result<Identity> {
+        Identity::from_pkcs8(&self.key).with_context(|| folder.join("node.json").display().to_string())
+    }
+
+    fn write(&self, folder: &Path) -> anyhow::Result<()> {
+        let path = folder.join("node.json");
+        private::write_file(&path, &serde_json::to_vec(self)?).with_context(|| path.display().to_string())
+    }
+}
+
+/// The node's key, made once, and the cluster: that of the link, or the one before.
+fn belonging(folder: &Path, link: Option<JoinLink>) -> anyhow::Result<Belonging> {
+    let mut remembered = remembered(folder)?;
+    let identity = remembered.identity(folder)?;
     let token = link.as_ref().map(|link| link.token);
     if let Some(link) = link {
         remembered.home = Some(Home { addresses: link.addresses, cluster: link.cluster.to_string() });
-        private::write_file(&path, &serde_json::to_vec(&remembered)?).with_context(shown)?;
+        remembered.write(folder)?;
     }
     let Some(home) = remembered.home else {
         bail!(
             "this machine has joined no cluster yet; `weir link` on the scheduler's machine prints a join link"
         )
     };
-    Ok(Belonging { identity, addresses: home.addresses, cluster: home.cluster.parse()?, token })
+    let cluster = home.cluster.parse()?;
+    Ok(Belonging { identity, addresses: home.addresses, cluster, token, ask: false, trusting: false })
+}
+
+/// The node's key, and a cluster that says in the local network that it is there. It is remembered once it has let us in.
+fn nearby(folder: &Path, scheduler: Option<&str>) -> anyhow::Result<Belonging> {
+    if scheduler.is_none() && !stdin().is_terminal() {
+        bail!(
+            "--lan asks a person to compare codes; without a terminal, name the machine with --scheduler NAME"
+        );
+    }
+    let remembered = remembered(folder)?;
+    let identity = remembered.identity(folder)?;
+    // A key that nobody remembers would be asked about again and again.
+    remembered.write(folder)?;
+    note("Looking for a scheduler in the local network");
+    let mut found = lan::find(SEARCH)?;
+    found.retain(|f| {
+        scheduler.is_none_or(|name| f.name == name || f.name.strip_suffix(".local") == Some(name))
+    });
+    let names: Vec<&str> = found.iter().map(|f| f.name.as_str()).collect();
+    let Found { name, addresses, cluster } = match found.as_slice() {
+        [] => bail!(
+            "no scheduler answers in the local network; is `weir serve --listen 0.0.0.0:8484` running? `weir join LINK` works beyond it"
+        ),
+        [one] => one.clone(),
+        _ => bail!("there are several: {}; choose with --scheduler NAME", names.join(", ")),
+    };
+    eprintln!("Found {name}, at {}", addresses.join(", "));
+    Ok(Belonging { identity, addresses, cluster, token: None, ask: true, trusting: scheduler.is_some() })
+}
+
+/// Tells both persons what to do; whether ours sees the same code on both screens.
+async fn compared(code: String, trusting: bool) -> anyhow::Result<()> {
+    eprintln!(
+        "This machine asks to join by the code {code}. On the scheduler's machine: `weir admit {code}`"
+    );
+    if trusting {
+        return Ok(());
+    }
+    let asked = move || {
+        eprint!("Does `weir nodes` (or the log) there show the same code? [y/N] ");
+        stderr().flush()?;
+        let mut answer = String::new();
+        stdin().lock().read_line(&mut answer)?;
+        anyhow::Ok(answer.trim().eq_ignore_ascii_case("y"))
+    };
+    match tokio::task::spawn_blocking(asked).await?? {
+        true => Ok(()),
+        false => bail!("then somebody else answers in this network; join by a link (`weir link`) instead"),
+    }
 }
 
 /// Serves the scheduler, and finds it again whenever it is lost; returns only what trying again can't help.
-async fn serve(worker: &Worker, dialer: &Dialer, home: &Belonging, name: &str) -> anyhow::Result<()> {
-    let (mut wait, mut told) = (WAIT_FIRST, false);
+async fn serve(
+    worker: &Worker,
+    dialer: &Dialer,
+    home: &Belonging,
+    name: &str,
+    folder: &Path,
+) -> anyhow::Result<()> {
+    let (mut wait, mut told, mut asking) = (WAIT_FIRST, false, None);
     loop {
         let trouble = match dialer.dial(&home.addresses, home.cluster).await {
             Ok(link) => {
                 let proof = link.binding().map(|binding| home.identity.prove(&binding));
+                let code = link.binding().map(|b| code(home.cluster, &home.identity.public(), &b));
                 let token = home.token.map(|token| token.to_string());
                 let began = Instant::now();
                 let mut welcomes = worker.welcomes();
                 let greeted = async {
                     if welcomes.changed().await.is_ok() {
+                        if home.ask {
+                            home.remember(folder)?;
+                        }
                         eprintln!("Joined as {name}. Ctrl-C leaves.");
                     }
-                    std::future::pending::<()>().await;
+                    std::future::pending::<anyhow::Result<()>>().await
                 };
                 let why = tokio::select! {
-                    why = worker.serve(&link, Credentials { proof, token }) => why,
-                    () = greeted => continue,
+                    why = worker.serve(&link, Credentials { proof, token, ask: home.ask }) => why,
+                    failed = greeted => return failed,
                 };
+                if let (WorkerError::Refused(refusal), Some(code)) = (&why, code)
+                    && refusal.code == RefusalCode::Confirm
+                {
+                    if asking.is_none() {
+                        compared(code, home.trusting).await?;
+                    }
+                    if asking.get_or_insert_with(Instant::now).elapsed() > ASKING {
+                        bail!("nobody let this machine in within {} minutes", ASKING.as_secs() / 60);
+                    }
+                    tokio::time::sleep(jittered(ASK_AGAIN)).await;
+                    continue;
+                }
                 if let WorkerError::Refused(refusal) = &why
                     && refusal.code != RefusalCode::Full
                 {
@@ -162,6 +271,14 @@ async fn serve(worker: &Worker, dialer: &Dialer, home: &Belonging, name: &str) -
         }
         tokio::time::sleep(jittered(wait)).await;
         wait = (wait * 2).min(WAIT_MAX);
+    }
+}
+
+impl Belonging {
+    /// The next `weir join` needs nothing more.
+    fn remember(&self, folder: &Path) -> anyhow::Result<()> {
+        let home = Home { addresses: self.addresses.clone(), cluster: self.cluster.to_string() };
+        Remembered { key: self.identity.pkcs8().to_vec(), home: Some(home) }.write(folder)
     }
 }
 

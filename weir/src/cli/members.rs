@@ -45,6 +45,22 @@ pub(super) struct Nodes {
     json: bool,
 }
 
+/// Let a machine in that asks to join
+#[derive(clap::Args)]
+#[command(after_help = "\
+A machine on which `weir join --lan` was typed shows a code. Give that code here, as it is on that machine's screen: it is
+only known here if nobody is in between.
+
+Examples:
+  weir admit K7QF-3MXA")]
+pub(super) struct Admit {
+    /// The code on the other machine's screen
+    code: String,
+    /// The scheduler's state folder
+    #[arg(long, value_name = "DIR")]
+    state: Option<PathBuf>,
+}
+
 /// Cut a node off for good
 #[derive(clap::Args)]
 #[command(after_help = "\
@@ -134,11 +150,24 @@ fn row(node: &Value) -> Vec<String> {
     vec![
         text(&node["id"]),
         text(&node["name"]),
-        format!("{}{guest}", text(&node["state"])),
+        match node["code"].as_str() {
+            Some(code) => format!("asks ({code})"),
+            None => format!("{}{guest}", text(&node["state"])),
+        },
         format!("{}/{}", sum("running"), sum("slots")),
         sum("tokens"),
         names.join(", "),
     ]
+}
+
+impl Admit {
+    pub(super) fn run(self, config: &Config) -> anyhow::Result<()> {
+        let code: String = self.code.chars().filter(|c| c.is_ascii_alphanumeric() || *c == '-').collect();
+        let serving = Serving::find(config, self.state.as_deref())?;
+        ask(&serving, Method::POST, &format!("nodes/{code}/admit"), None)?;
+        eprintln!("It is let in, and comes by itself within seconds");
+        Ok(())
+    }
 }
 
 impl Revoke {

@@ -56,8 +56,10 @@ fn local(config: &Config, http: SocketAddr, folder: &Path) -> anyhow::Result<Tls
     Ok(TlsConfig::new(chain, key)?)
 }
 
-fn host_name() -> String {
-    gethostname::gethostname().to_string_lossy().to_ascii_lowercase()
+/// This machine's name, without its domain.
+pub(super) fn host_name() -> String {
+    let whole = gethostname::gethostname().to_string_lossy().to_ascii_lowercase();
+    whole.split('.').next().unwrap_or_default().to_owned()
 }
 
 /// What this machine may be called in its network.

@@ -1,6 +1,6 @@
 //! `weir serve`
 use super::ending::{Asked, asked_to_stop};
-use super::secure::{Secure, own_addresses, own_names};
+use super::secure::{Secure, host_name, own_addresses, own_names};
 use super::serving::{self, Announced, Serving};
 use super::speaker::{device_options, find};
 use super::{Interrupted, output::note, store};
@@ -8,6 +8,7 @@ use crate::cluster::{Cluster, Invitation};
 use crate::config::Config;
 use crate::driver::{Driver, DriverConfig, Port};
 use crate::gateway::{AdminConfig, Gateway, GatewayConfig};
+use crate::lan::{self, Announcement};
 use std::io::{IsTerminal, Write, stderr, stdout};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -43,6 +44,9 @@ pub(super) struct Serve {
     /// What join links say instead of this machine's own addresses: HOST:PORT, may be given several times
     #[arg(long, value_name = "HOST:PORT", requires = "listen")]
     advertise: Vec<String>,
+    /// Don't let `weir join --lan` find this scheduler in the local network
+    #[arg(long, requires = "listen")]
+    no_lan: bool,
     /// Hold no model here: only nodes that join do
     #[arg(long, requires = "listen", conflicts_with = "model")]
     no_node: bool,
@@ -141,7 +145,8 @@ impl Serve {
         };
         let token = JoinToken::generate()?.to_string();
         let web = port.web_certificate();
-        Ok(House { folder, port, admin: AdminConfig { cluster, addresses, web, token } })
+        let lan = (!self.no_lan && !at.ip().is_loopback()).then(|| announce(&port, &cluster)).flatten();
+        Ok(House { folder, port, admin: AdminConfig { cluster, addresses, web, token }, _lan: lan })
     }
 }
 
@@ -150,6 +155,15 @@ struct House {
     folder: PathBuf,
     port: Port,
     admin: AdminConfig,
+    /// `weir join --lan` finds us.
+    _lan: Option<Announcement>,
+}
+
+/// A network without multicast is no reason not to serve.
+fn announce(port: &Port, cluster: &Cluster) -> Option<Announcement> {
+    let at = port.address().ok()?;
+    let announced = lan::announce(&host_name(), at, cluster.fingerprint());
+    announced.inspect_err(|error| tracing::warn!("{error}")).ok()
 }
 
 impl House {

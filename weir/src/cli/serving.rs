@@ -3,10 +3,10 @@ use crate::config::Config;
 use crate::private;
 use anyhow::{Context, anyhow, bail};
 use http_body_util::{BodyExt, Full, Limited};
-use hyper::body::Bytes;
+use hyper::body::{Bytes, Incoming};
 use hyper::client::conn::http1::SendRequest;
 use hyper::header::{AUTHORIZATION, CONTENT_TYPE, HOST};
-use hyper::{Method, Request};
+use hyper::{Method, Request, Response};
 use hyper_util::rt::TokioIo;
 use rustls_pki_types::ServerName;
 use serde::{Deserialize, Serialize};
@@ -109,17 +109,32 @@ impl Serving {
         open(tls.connect(ServerName::from(self.http.ip()), stream).await?).await
     }
 
-    async fn exchange(&self, method: Method, path: &str, body: Option<&Value>) -> anyhow::Result<Value> {
-        let unreachable = || format!("no scheduler answers at {}; it may have been killed", self.http);
-        let mut sender = self.connect().await.with_context(unreachable)?;
+    async fn send(&self, method: Method, path: &str, body: String) -> anyhow::Result<Response<Incoming>> {
         let request = Request::builder()
             .method(method)
             .uri(format!("/weir/v1/{path}"))
             .header(HOST, self.http.to_string())
             .header(AUTHORIZATION, format!("Bearer {}", self.token))
             .header(CONTENT_TYPE, "application/json")
-            .body(Full::new(Bytes::from(body.map(Value::to_string).unwrap_or_default())))?;
-        let response = sender.send_request(request).await.with_context(unreachable)?;
+            .body(Full::new(Bytes::from(body)))?;
+        Ok(self.connect().await?.send_request(request).await?)
+    }
+
+    /// What happens from now on.
+    pub(super) async fn events(&self) -> anyhow::Result<Events> {
+        let unreachable = || format!("no scheduler answers at {}; it may have been killed", self.http);
+        let asked = tokio::time::timeout(PATIENCE, self.send(Method::GET, "events", String::new())).await;
+        let response = asked.with_context(unreachable)?.with_context(unreachable)?;
+        if !response.status().is_success() {
+            bail!("the scheduler at {} tells nothing (status {})", self.http, response.status());
+        }
+        Ok(Events { body: response.into_body(), unread: Vec::new() })
+    }
+
+    async fn exchange(&self, method: Method, path: &str, body: Option<&Value>) -> anyhow::Result<Value> {
+        let unreachable = || format!("no scheduler answers at {}; it may have been killed", self.http);
+        let body = body.map(Value::to_string).unwrap_or_default();
+        let response = self.send(method, path, body).await.with_context(unreachable)?;
         let status = response.status();
         let read = Limited::new(response.into_body(), ANSWER_MAX).collect().await;
         let bytes = read.map_err(|error| anyhow!("{error}"))?.to_bytes();
@@ -129,6 +144,37 @@ impl Serving {
             bail!("{message}");
         }
         Ok(value)
+    }
+}
+
+/// The scheduler's event stream.
+pub(super) struct Events {
+    body: Incoming,
+    unread: Vec<u8>,
+}
+
+impl Events {
+    /// The next event: its name and its data. None after the last.
+    pub(super) async fn next(&mut self) -> anyhow::Result<Option<(String, Value)>> {
+        loop {
+            if let Some(end) = self.unread.windows(2).position(|pair| pair == b"\n\n") {
+                let event: Vec<u8> = self.unread.drain(..end + 2).collect();
+                let event = String::from_utf8_lossy(&event);
+                let field =
+                    |name: &str| event.lines().find_map(|line| line.strip_prefix(name)).map(str::trim);
+                if let (Some(kind), Some(data)) = (field("event:"), field("data:")) {
+                    return Ok(Some((kind.to_owned(), serde_json::from_str(data)?)));
+                }
+                continue;
+            }
+            let Some(frame) = self.body.frame().await else { return Ok(None) };
+            if let Ok(data) = frame?.into_data() {
+                self.unread.extend_from_slice(&data);
+            }
+            if self.unread.len() > ANSWER_MAX {
+                bail!("the scheduler sends an event without end");
+            }
+        }
     }
 }
 

@@ -46,8 +46,12 @@ pub(super) type Refusals = Arc<Once<(IpAddr, RefusalCode)>>;
 
 /// Logs a refusal, unless the same machine was refused for the same lately.
 pub(super) fn log(refusals: &Refusals, from: SocketAddr, code: RefusalCode, message: &str) {
-    if refusals.first((from.ip(), code)) {
-        tracing::warn!("a node at {from} was turned away: {message}");
+    if !refusals.first((from.ip(), code)) {
+        return;
+    }
+    match code {
+        RefusalCode::Confirm => tracing::warn!("{message} (from {from})"),
+        _ => tracing::warn!("a node at {from} was turned away: {message}"),
     }
 }
 

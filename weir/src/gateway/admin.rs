@@ -4,7 +4,7 @@
 use super::Shared;
 use super::body::{self, Body};
 use super::error::ApiError;
-use crate::cluster::{Cluster, ClusterError, Invitation, Record};
+use crate::cluster::{Asker, Cluster, ClusterError, Invitation, Record};
 use crate::driver::{Driver, News, NodeInfo};
 use bytes::Bytes;
 use hyper::header::{AUTHORIZATION, CACHE_CONTROL, CONTENT_TYPE, HeaderMap, HeaderValue};
@@ -71,6 +71,7 @@ pub(super) enum Route {
     /// How pages reach the scheduler: no secret.
     WebTransport,
     Links,
+    Admit(String),
     Revoke(String),
     Drain(String),
 }
@@ -83,6 +84,7 @@ impl Route {
             ["events"] => Route::Events,
             ["webtransport"] => Route::WebTransport,
             ["links"] => Route::Links,
+            ["nodes", code, "admit"] => Route::Admit((*code).to_owned()),
             ["nodes", id, "revoke"] => Route::Revoke((*id).to_owned()),
             ["nodes", id, "drain"] => Route::Drain((*id).to_owned()),
             _ => return None,
@@ -119,6 +121,7 @@ pub(super) async fn respond(
     let body = if body.is_empty() { b"{}".as_slice() } else { &body };
     match route {
         Route::Links => link(admin, parse(body)?).await,
+        Route::Admit(code) => admit(admin, code).await,
         Route::Revoke(id) => revoke(admin, &shared.driver, &id).await,
         Route::Drain(id) => drain(admin, &shared.driver, &id, parse(body)?).await,
         Route::Nodes | Route::Events | Route::WebTransport => Err(ApiError::method("GET")),
@@ -164,6 +167,12 @@ async fn link(admin: &Admin, wanted: NewLink) -> Result<Response<Body>, ApiError
     let token = on_disk(move || cluster.invite(invitation, SystemTime::now())).await?;
     let link = JoinLink { addresses: admin.addresses.clone(), cluster: admin.cluster.fingerprint(), token };
     Ok(answer(&json!({ "link": link.to_string() })))
+}
+
+async fn admit(admin: &Admin, code: String) -> Result<Response<Body>, ApiError> {
+    let cluster = admin.cluster.clone();
+    let key = on_disk(move || cluster.confirm(&code, SystemTime::now())).await?;
+    Ok(answer(&json!({ "id": short(&key), "state": "away" })))
 }
 
 async fn revoke(admin: &Admin, driver: &Driver, id: &str) -> Result<Response<Body>, ApiError> {
@@ -229,7 +238,8 @@ async fn nodes(admin: Option<&Admin>, driver: &Driver) -> Vec<Value> {
     let is_here = |key: &PublicKey| connected.iter().any(|info| info.key.as_ref() == Some(key));
     let away: Vec<Value> =
         known.iter().filter(|(key, _)| !is_here(key)).map(|(key, record)| away(key, record)).collect();
-    connected.iter().map(here).chain(away).collect()
+    let asking = admin.map(|admin| admin.cluster.asking()).unwrap_or_default();
+    connected.iter().map(here).chain(away).chain(asking.iter().map(asks)).collect()
 }
 
 fn here(info: &NodeInfo) -> Value {
@@ -251,12 +261,19 @@ fn here(info: &NodeInfo) -> Value {
     })
 }
 
+fn asks(asker: &Asker) -> Value {
+    json!({
+        "id": short(&asker.key), "name": asker.name, "guest": asker.guest, "state": "asking", "code": asker.code,
+        "models": [],
+    })
+}
+
 fn away(key: &PublicKey, record: &Record) -> Value {
     let state = if record.revoked { "revoked" } else { "away" };
     json!({ "id": short(key), "name": record.name, "guest": record.guest, "state": state, "models": [] })
 }
 
-/// Server-sent events: `nodes` at once and every second, and each `joined`, `left` and `drained` as it happens.
+/// Server-sent events: `nodes` (and counts of requests) at once and every second, and each `joined`, `left` and `drained` as it happens.
 async fn events(shared: &Arc<Shared>) -> Response<Body> {
     let news = shared.driver.news().await;
     let (sender, events) = mpsc::channel(EVENTS_MAX);
@@ -287,7 +304,7 @@ impl EventWriter {
             let (kind, data) = tokio::select! {
                 _ = pulse.tick() => {
                     let nodes = nodes(self.shared.admin.as_ref(), &self.shared.driver).await;
-                    ("nodes", json!({ "nodes": nodes }))
+                    ("nodes", json!({ "nodes": nodes, "requests": self.shared.stats.to_json() }))
                 }
                 news = news.recv() => match news {
                     Some(news) => told(&news),

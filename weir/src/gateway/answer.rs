@@ -5,6 +5,7 @@ use super::error::ApiError;
 use super::prompt::{self, Encoded};
 use super::request::{Api, Request, choice_seed};
 use super::running::{Running, Total};
+use super::stats::Counted;
 use super::stream::{Ends, EventStream, backstop};
 use super::write::{Gathered, Label, Writer};
 use crate::driver::{Ask, Generation};
@@ -41,7 +42,8 @@ pub(super) async fn generate(shared: &Arc<Shared>, call: Call<'_>) -> Result<Res
     let Call { api, name, body, trace, permit } = call;
     let (request, prompts) = prepare(shared, api, body).await?;
     let first_by = request.ttft.map(|ttft| arrived + ttft);
-    let running = Running::new(start(shared, &request, &prompts, trace).await?, first_by);
+    let counted = Counted::new(&shared.stats, request.priority, arrived);
+    let running = Running::new(start(shared, &request, &prompts, trace).await?, first_by, counted);
     let id = match api {
         Api::Chat => format!("chatcmpl-{name}"),
         Api::Completion => format!("cmpl-{name}"),

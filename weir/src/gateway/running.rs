@@ -1,4 +1,5 @@
 //! The generations of one request, read as one.
+use super::stats::Counted;
 use crate::driver::Generation;
 use std::future::Future;
 use std::pin::Pin;
@@ -17,11 +18,12 @@ pub(super) struct Running {
     nodes: Vec<Arc<str>>,
     /// When the first event must have come; none once it has.
     first_by: Option<Pin<Box<Sleep>>>,
+    counted: Counted,
 }
 
 impl Running {
     /// At least one generation. If nothing has come of any by `first_by`, all are cancelled, and that is the event.
-    pub(super) fn new(choices: Vec<Generation>, first_by: Option<Instant>) -> Running {
+    pub(super) fn new(choices: Vec<Generation>, first_by: Option<Instant>, counted: Counted) -> Running {
         Running {
             open: choices.len(),
             next: 0,
@@ -29,6 +31,7 @@ impl Running {
             nodes: Vec::new(),
             first_by: first_by.map(|at| Box::pin(sleep_until(at))),
             choices: choices.into_iter().map(Some).collect(),
+            counted,
         }
     }
 
@@ -55,6 +58,11 @@ impl Running {
                 }
                 self.choices[choice] = None;
                 self.open -= 1;
+            }
+            match event {
+                Event::Token(_) => self.counted.token(),
+                Event::Finished { .. } if self.open == 0 => self.counted.done(),
+                _ => {}
             }
             self.next = choice + 1;
             self.first_by = None;

@@ -243,10 +243,12 @@ async fn addresses_that_can_not_be_listened_on() {
     let open = GatewayConfig::new("0.0.0.0:0".parse().unwrap());
     let refused = serve(driver.clone(), open.clone(), async {}).await.unwrap_err();
     assert!(matches!(refused, GatewayError::KeyRequired { .. }), "{refused}");
-    serve(driver.clone(), GatewayConfig { api_key: Some("k".into()), ..open.clone() }, async {})
-        .await
-        .unwrap();
-    let bad = serve(driver, GatewayConfig { api_key: Some("with space".into()), ..open }, async {}).await;
+    let keyed = |key: &str| GatewayConfig { api_key: Some(key.into()), ..open.clone() };
+    let clear = serve(driver.clone(), keyed("k"), async {}).await.unwrap_err();
+    assert!(matches!(clear, GatewayError::TlsRequired { .. }), "{clear}");
+    let proxied = GatewayConfig { insecure_http: true, ..keyed("k") };
+    serve(driver.clone(), proxied, async {}).await.unwrap();
+    let bad = serve(driver, GatewayConfig { insecure_http: true, ..keyed("with space") }, async {}).await;
     assert!(matches!(bad, Err(GatewayError::BadKey)));
 }
 

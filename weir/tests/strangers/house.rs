@@ -59,7 +59,7 @@ impl House {
         let resident = Resident::new(loaded.held.clone(), loaded.text.clone(), loaded.engine.clone());
         let worker = Worker::new(name, vec!["null".into()], vec![resident]);
         let proof = link.binding().map(|binding| Identity::generate().unwrap().prove(&binding));
-        let credentials = Credentials { proof, token: Some(token.to_owned()) };
+        let credentials = Credentials { proof, token: Some(token.to_owned()), ask: false };
         tokio::spawn(async move { drop(worker.serve(&link, credentials).await) });
     }
 
