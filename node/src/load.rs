@@ -6,9 +6,10 @@ use std::sync::Arc;
 use weir_backends::engine::EngineHandle;
 use weir_backends::gguf::ModelFile;
 use weir_backends::load::{self, LoadError, LoadOptions};
-use weir_backends::program::Device;
+use weir_backends::models;
+use weir_backends::program::{Device, KvLayout};
 use weir_backends::text::{ChatTemplate, Tokenizer};
-use weir_scheduler::{Held, KvType, ModelId, Rates, TextId};
+use weir_scheduler::{BLOCK_TOKENS, Held, KvType, ModelId, Rates, TextId};
 
 /// A model ready to run.
 pub struct Loaded {
@@ -44,8 +45,17 @@ pub fn load(
     let text = text.map_err(|_| LoadError::Interrupted("the text's thread died"))?;
     let load::Loaded { engine, tokenizer, template, device, weight_bytes } = loaded?;
     let name = file.file_stem().map_or_else(|| "model".into(), |stem| stem.to_string_lossy().into_owned());
-    let held = held(&engine, name, text.id(), &device.numerics, meter::guess(weight_bytes));
+    let mut held = held(&engine, name, text.id(), &device.numerics, meter::guess(weight_bytes));
+    held.weights = weight_bytes;
+    held.bytes = memory_bytes(&model, weight_bytes, engine.config().layout)?;
     Ok(Loaded { engine, tokenizer, template, text, held, device: device.description, weight_bytes })
+}
+
+/// What a loaded model takes: weights grow a little when they are repacked.
+fn memory_bytes(model: &ModelFile, weight_bytes: u64, kv: KvLayout) -> Result<u64, LoadError> {
+    let plan = models::plan(model)?;
+    let a_token = plan.kv_bytes_per_token(0..plan.layers.len(), kv.kv) as u64;
+    Ok(weight_bytes / 8 * 9 + u64::from(kv.blocks) * BLOCK_TOKENS as u64 * a_token)
 }
 
 /// What a node says of an engine.
@@ -65,5 +75,9 @@ pub(crate) fn held(engine: &EngineHandle, name: String, text: TextId, numerics: 
         kv_blocks: config.layout.blocks,
         slots: config.layout.slots,
         rates,
+        weights: 0,
+        bytes: 0,
+        pinned: false,
+        prefixes: Vec::new(),
     }
 }

@@ -1,4 +1,5 @@
 //! A node at work: it tells the scheduler what it holds, runs what it is given, and streams what comes out.
+use crate::holdings::{Holdings, Stock};
 use crate::meter::{Meter, Observed};
 use crate::text::ModelText;
 use std::collections::HashMap;
@@ -10,8 +11,8 @@ use tokio::task::JoinSet;
 use tokio::time::{MissedTickBehavior, interval, timeout};
 use weir_backends::engine::EngineHandle;
 use weir_scheduler::{
-    Event, Failure, FailureKind, Generate, Held, ModelId, ModelStatus, Priority, Profile, RequestId, Status,
-    TextId, Token,
+    Event, Failure, FailureKind, Generate, Held, ModelId, ModelStatus, Price, Priority, Profile, RequestId,
+    Status, TextId, Token,
 };
 use weir_transport::{
     Fetch, Frame, FrameError, Hello, Link, LinkError, Message, Order, PIECE_MAX, Proof, Refusal, Stream,
@@ -30,19 +31,32 @@ const STEP_MAX: Duration = Duration::from_secs(60);
 /// A model in this node's memory.
 #[derive(Clone)]
 pub struct Resident {
-    held: Held,
+    pub(crate) held: Held,
     text: ModelText,
     engine: EngineHandle,
     meter: Arc<Mutex<Meter>>,
     running: Arc<AtomicU32>,
 }
 
+/// The machine that a node is.
+#[derive(Clone, Debug, Default)]
+pub struct Machine {
+    /// Its devices, for a person.
+    pub devices: Vec<String>,
+    /// Bytes that its models may take, all together.
+    pub memory: u64,
+    /// Bytes of memory that its devices read in a second; 0 where it wasn't measured.
+    pub bandwidth: u64,
+    /// What a token costs here.
+    pub price: Price,
+}
+
 /// A node. One worker may serve several schedulers, each over a link of its own.
 #[derive(Clone)]
 pub struct Worker {
     name: Arc<str>,
-    devices: Arc<[String]>,
-    residents: Arc<[Resident]>,
+    machine: Arc<Machine>,
+    holdings: Arc<Holdings>,
     draining: watch::Sender<bool>,
     /// Schedulers that have let it in, so far.
     welcomes: watch::Sender<u64>,
@@ -126,12 +140,13 @@ impl Resident {
 }
 
 impl Worker {
-    /// A node that holds these models, on these devices (for a person).
-    pub fn new(name: &str, devices: Vec<String>, residents: Vec<Resident>) -> Worker {
+    /// A node that holds these models for as long as it lives, and others of `stock` as schedulers order.
+    pub fn new(name: &str, machine: Machine, mut residents: Vec<Resident>, stock: Stock) -> Worker {
+        residents.iter_mut().for_each(|resident| resident.held.pinned = true);
         Worker {
             name: name.into(),
-            devices: devices.into(),
-            residents: residents.into(),
+            holdings: Arc::new(Holdings::new(residents, stock, machine.memory)),
+            machine: machine.into(),
             draining: watch::Sender::new(false),
             welcomes: watch::Sender::new(0),
         }
@@ -149,12 +164,12 @@ impl Worker {
 
     /// Requests under way, for all schedulers.
     pub fn running(&self) -> u32 {
-        self.residents.iter().map(|r| r.running.load(Ordering::Relaxed)).sum()
+        self.holdings.residents().iter().map(|r| r.running.load(Ordering::Relaxed)).sum()
     }
 
     /// What it holds.
-    pub fn residents(&self) -> &[Resident] {
-        &self.residents
+    pub fn residents(&self) -> Vec<Resident> {
+        self.holdings.residents()
     }
 
     /// Serves the scheduler at the other end until the link closes; returns why it did. What is running then, or when
@@ -171,7 +186,9 @@ impl Worker {
         control.send.set_urgency(Urgency::Control);
         let every = self.greet(&mut control, credentials).await?;
         self.welcomes.send_modify(|n| *n += 1);
-        control.send.send(Frame::profile(&self.profile())).await?;
+        let mut orders = 0;
+        let mut changed = self.holdings.changed();
+        control.send.send(Frame::profile(&self.profile(orders))).await?;
         let mut told = HashMap::new();
         let mut draining = self.draining.subscribe();
         let mut beat = interval(every);
@@ -183,6 +200,7 @@ impl Worker {
                     let (stream, worker) = (stream?, self.clone());
                     requests.spawn(async move { worker.answer(stream).await });
                 }
+                Ok(()) = changed.changed() => control.send.send(Frame::profile(&self.profile(orders))).await?,
                 _ = beat.tick() => self.beat(&mut control, &mut told).await?,
                 Ok(()) = draining.changed() => self.beat(&mut control, &mut told).await?,
                 Some(done) = requests.join_next() => {
@@ -191,19 +209,22 @@ impl Worker {
                     }
                 }
                 frame = control.receive.next() => match frame? {
-                    Some(frame) => self.obey(&frame)?,
+                    Some(frame) => self.obey(&frame, &mut orders)?,
                     None => return Ok(()),
                 },
             }
         }
     }
 
-    fn profile(&self) -> Profile {
+    fn profile(&self, orders: u64) -> Profile {
+        let Machine { devices, bandwidth, price, .. } = &*self.machine;
         Profile {
             name: self.name.to_string(),
-            devices: self.devices.to_vec(),
-            models: self.residents.iter().map(|r| r.held.clone()).collect(),
-            ..Profile::default()
+            devices: devices.clone(),
+            bandwidth: *bandwidth,
+            price: *price,
+            orders,
+            ..self.holdings.describe()
         }
     }
 
@@ -213,7 +234,7 @@ impl Worker {
         control: &mut Stream,
         told: &mut HashMap<ModelId, ModelStatus>,
     ) -> Result<(), WorkerError> {
-        let mut models: Vec<ModelStatus> = self.residents.iter().map(Resident::status).collect();
+        let mut models: Vec<ModelStatus> = self.residents().iter().map(Resident::status).collect();
         models.retain(|now| told.insert(now.model, now.clone()).as_ref() != Some(now));
         let status = Frame::status(Status { draining: *self.draining.borrow(), models });
         // A scheduler that doesn't read heartbeats is gone or stuck.
@@ -221,8 +242,17 @@ impl Worker {
         Ok(sent.map_err(|_| WorkerError::Greeting("it reads no heartbeats"))??)
     }
 
-    fn obey(&self, frame: &Frame) -> Result<(), WorkerError> {
+    /// `orders` is the number of the last order to load or unload.
+    fn obey(&self, frame: &Frame, orders: &mut u64) -> Result<(), WorkerError> {
         match frame.read()? {
+            Message::Order(order @ (Order::Load { number, .. } | Order::Unload { number, .. })) => {
+                let model = order.model().ok_or(WorkerError::Greeting("an order names no model"))?;
+                *orders = number;
+                match order {
+                    Order::Load { bytes, .. } => self.holdings.load(model, bytes),
+                    _ => self.holdings.unload(model),
+                }
+            }
             Message::Order(Order::Drain { on: true }) => tracing::warn!("the scheduler drains this node"),
             Message::Order(Order::Drain { on: false }) => {
                 tracing::warn!("the scheduler uses this node again")
@@ -279,7 +309,7 @@ impl Worker {
             Priority::Normal => Urgency::Normal,
             Priority::Interactive => Urgency::Interactive,
         });
-        let failed = match self.residents.iter().find(|r| r.held.model == ask.model) {
+        let failed = match self.holdings.find(|r| r.held.model == ask.model) {
             Some(resident) => resident.run(ask, &mut stream).await.err(),
             None => Some(Failure {
                 kind: FailureKind::NoModel,
@@ -297,7 +327,7 @@ impl Worker {
 impl Worker {
     /// Sends a model's text, piece by piece; resets the stream where there is none.
     async fn hand_out(&self, mut stream: Stream, fetch: &Fetch) {
-        let wanted = |id: TextId| self.residents.iter().find(|r| r.text.id() == id);
+        let wanted = |id: TextId| self.holdings.find(|r| r.text.id() == id);
         let Some(resident) = fetch.text().and_then(wanted) else { return };
         stream.send.set_urgency(Urgency::Background);
         for piece in resident.text.bytes().chunks(PIECE_MAX) {

@@ -1,5 +1,5 @@
 //! What goes into the state machine and what comes out of it.
-use crate::{Event, FromNode, Generate, ModelId, NodeId, Profile, RequestId, ToNode, Trust};
+use crate::{Event, Failure, FromNode, Generate, ModelId, NodeId, Price, Profile, RequestId, ToNode, Trust};
 use std::time::Duration;
 
 /// What happened.
@@ -55,8 +55,50 @@ pub enum Input {
         /// Whether it drains.
         on: bool,
     },
+    /// Somebody is about to ask for a model: is it here, and if not, may a node load it? Answered by [`Output::Found`].
+    Want {
+        /// The caller numbers them and never uses a number twice.
+        want: u64,
+        /// Which.
+        model: Wanted,
+    },
     /// The time of [`crate::Scheduler::wake_at`] has come.
     Tick,
+}
+
+/// A model that somebody wants.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wanted {
+    /// This one.
+    Model(ModelId),
+    /// One of those that the pool holds, or could.
+    Class(Class),
+}
+
+/// A model by what it is good for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Class {
+    /// The smallest.
+    Small,
+    /// The one in the middle; of two, the larger.
+    Medium,
+    /// The largest.
+    Large,
+    /// The largest that writes faster than people read; the fastest, if none does.
+    Auto,
+}
+
+impl Class {
+    /// The class of that name: `small`, `medium`, `large`, `auto`.
+    pub fn named(name: &str) -> Option<Class> {
+        Some(match name {
+            "small" => Class::Small,
+            "medium" => Class::Medium,
+            "large" => Class::Large,
+            "auto" => Class::Auto,
+            _ => return None,
+        })
+    }
 }
 
 /// What is to be done.
@@ -75,6 +117,13 @@ pub enum Output {
         request: RequestId,
         /// What.
         event: Event,
+    },
+    /// What came of an [`Input::Want`]: a node holds this model now, or why none will. Once for each.
+    Found {
+        /// Which.
+        want: u64,
+        /// The model, or what to tell whoever wants it.
+        found: Result<ModelId, Failure>,
     },
     /// The node hasn't been heard for long: close its link. It is forgotten already.
     Disconnect {
@@ -110,6 +159,18 @@ pub struct Limits {
     pub stalls_max: u32,
     /// Tokens of output that a request is expected to have, before there is experience.
     pub output_guess: u32,
+    /// [`Input::Want`]s that wait for a model, at most; and for how long.
+    pub wants_max: usize,
+    /// See [`Limits::wants_max`].
+    pub load_wait: Duration,
+    /// A model makes room for another only when nothing has run there for so long.
+    pub settle: Duration,
+    /// A model that nobody has asked for in so long is unloaded.
+    pub idle_unload: Duration,
+    /// A node that failed to load a model isn't told to again for so long.
+    pub load_again: Duration,
+    /// When requests have waited for a model for so long, a further node with free memory loads it.
+    pub crowded_after: Duration,
 }
 
 impl Default for Limits {
@@ -125,6 +186,12 @@ impl Default for Limits {
             stall_times: 16,
             stalls_max: 12,
             output_guess: 256,
+            wants_max: 1024,
+            load_wait: Duration::from_secs(600),
+            settle: Duration::from_secs(10),
+            idle_unload: Duration::from_secs(900),
+            load_again: Duration::from_secs(60),
+            crowded_after: Duration::from_secs(5),
         }
     }
 }
@@ -153,8 +220,18 @@ pub struct NodeView {
     pub draining: bool,
     /// How long it has said nothing.
     pub silent: Duration,
+    /// Its devices.
+    pub devices: Vec<String>,
+    /// Bytes that further models may take.
+    pub memory_free: u64,
+    /// Bytes of memory that its devices read in a second; 0 where it doesn't say.
+    pub bandwidth: u64,
+    /// What a token costs there.
+    pub price: Price,
     /// What it holds.
     pub models: Vec<ModelView>,
+    /// What it is loading.
+    pub loading: Vec<ModelId>,
 }
 
 /// A model on a node.
@@ -174,4 +251,14 @@ pub struct ModelView {
     pub tokens: u64,
     /// From one token to the next with one sequence, as observed.
     pub token_time: Duration,
+    /// Prompt tokens a second, as observed.
+    pub prefill_tokens_per_s: f32,
+    /// Kernel family, activation and KV types.
+    pub numerics: String,
+    /// Bytes of memory that it takes.
+    pub bytes: u64,
+    /// It stays, whatever else is wanted.
+    pub pinned: bool,
+    /// KV blocks free, and in all.
+    pub kv_blocks: (u32, u32),
 }

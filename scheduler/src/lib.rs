@@ -10,6 +10,7 @@ mod block;
 mod breaker;
 mod group;
 mod interface;
+mod memory;
 mod node;
 mod policy;
 mod pool;
@@ -19,8 +20,11 @@ mod serving;
 mod time;
 
 pub use block::{BLOCK_TOKENS, BlockKey, KvType, chain};
-pub use interface::{Input, Limits, Load, ModelView, NodeView, Output};
-pub use node::{FromNode, Held, ModelStatus, Profile, Rates, Status, TextId, ToNode, Trust};
+pub use interface::{Class, Input, Limits, Load, ModelView, NodeView, Output, Wanted};
+pub use node::{
+    FromNode, Held, Loading, ModelStatus, Offered, PREFIXES_MAX, Price, Profile, Rates, Status, TextId,
+    ToNode, Trust,
+};
 pub use policy::{Fastest, Offer, PRIVATE, Policy};
 pub use request::{
     Candidate, Event, Failure, FailureKind, Finish, Generate, KeyId, Logprob, ModelId, NodeId, Priority,

@@ -1,5 +1,5 @@
 //! What a node says of itself, when it connects and from then on.
-use crate::{Event, Generate, KvType, ModelId, RequestId};
+use crate::{BlockKey, Event, Generate, KvType, ModelId, RequestId};
 use std::time::Duration;
 
 /// Whose a node is. The scheduler decides it when a node joins; what a node says of itself doesn't count.
@@ -27,10 +27,61 @@ pub struct Profile {
     pub trust: Trust,
     /// Its devices, for a person.
     pub devices: Vec<String>,
-    /// Bytes that further models may take; 0 where it doesn't say.
+    /// Bytes that further models may take, beside those it holds and those it loads; 0 where it doesn't say.
     pub memory_free: u64,
+    /// Bytes of memory that its devices read in a second, as measured; 0 where it doesn't say.
+    pub bandwidth: u64,
+    /// What a token costs there, by its owner's word.
+    pub price: Price,
     /// What it can serve now.
     pub models: Vec<Held>,
+    /// What it could load: it has the file, or knows where to get it.
+    pub offers: Vec<Offered>,
+    /// What it is loading.
+    pub loading: Vec<Loading>,
+    /// What it could not load, and why, for a person.
+    pub failures: Vec<(ModelId, String)>,
+    /// The number of the last order to load or unload that it has taken from this scheduler: what it says here is what
+    /// came of all up to it.
+    pub orders: u64,
+}
+
+/// What tokens cost on a node, in billionths of a dollar: energy, or what a provider charges.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Price {
+    /// For a token of a prompt.
+    pub prompt: u64,
+    /// For a token of output.
+    pub output: u64,
+}
+
+impl Price {
+    /// For so many tokens.
+    pub fn of(&self, prompt: u64, output: u64) -> u64 {
+        self.prompt.saturating_mul(prompt).saturating_add(self.output.saturating_mul(output))
+    }
+}
+
+/// A model that a node could load.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Offered {
+    /// Which.
+    pub model: ModelId,
+    /// What requests call it.
+    pub name: String,
+    /// Bytes of its file.
+    pub weights: u64,
+    /// Bytes of memory that it takes with a KV cache worth having.
+    pub bytes: u64,
+}
+
+/// A model on its way into a node's memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Loading {
+    /// Which.
+    pub model: ModelId,
+    /// Bytes of memory that are set aside for it.
+    pub bytes: u64,
 }
 
 /// A model that a node holds in memory.
@@ -54,7 +105,18 @@ pub struct Held {
     pub slots: u32,
     /// How fast it is.
     pub rates: Rates,
+    /// Bytes of its file; 0 where it doesn't say.
+    pub weights: u64,
+    /// Bytes of memory that it takes, KV cache included; 0 where it doesn't say.
+    pub bytes: u64,
+    /// It stays, whatever else is wanted: its owner named it.
+    pub pinned: bool,
+    /// Blocks in its KV cache when the node said this, those used last; no more than [`PREFIXES_MAX`].
+    pub prefixes: Vec<BlockKey>,
 }
+
+/// Blocks of a model's KV cache that a node names when it connects, at most.
+pub const PREFIXES_MAX: usize = 512;
 
 /// How fast a node runs a model, by its own measure.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -135,5 +197,21 @@ pub enum ToNode {
         request: RequestId,
         /// Which attempt.
         attempt: u32,
+    },
+    /// To load a model that it offers.
+    Load {
+        /// Counts orders to this node, from 1.
+        number: u64,
+        /// Which.
+        model: ModelId,
+        /// Bytes of memory that it may take, KV cache included.
+        bytes: u64,
+    },
+    /// To let go of a model.
+    Unload {
+        /// Counts orders to this node, from 1.
+        number: u64,
+        /// Which.
+        model: ModelId,
     },
 }

@@ -1,11 +1,15 @@
 //! The nodes: what they hold, how busy they are, and how long a request would take on each.
+mod residency;
+
 use crate::breaker::Breaker;
 use crate::group::{Group, Standing};
+use crate::memory::Memory;
 use crate::serving::{Prediction, Serving};
 use crate::{
-    BlockKey, Generate, ModelId, ModelView, NodeId, NodeView, Offer, Policy, Profile, RequestId, Status,
-    Time, Trust,
+    BlockKey, Generate, ModelId, ModelView, NodeId, NodeView, Offer, PREFIXES_MAX, Policy, Price, Profile,
+    RequestId, Status, Time, Trust,
 };
+pub(crate) use residency::Bring;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
@@ -41,6 +45,10 @@ pub(crate) struct Node {
     drained: bool,
     /// It fails too often: only if there is nobody else.
     rests_until: Time,
+    devices: Vec<String>,
+    bandwidth: u64,
+    price: Price,
+    memory: Memory,
     models: BTreeMap<ModelId, Serving>,
     pub requests: BTreeSet<RequestId>,
 }
@@ -135,27 +143,46 @@ impl Pool {
             draining: false,
             drained: false,
             rests_until,
+            devices: Vec::new(),
+            bandwidth: 0,
+            price: Price::default(),
+            memory: Memory::default(),
             models: BTreeMap::new(),
             requests: BTreeSet::new(),
         });
         let mut before = std::mem::take(&mut node.models);
+        node.memory.told(now, &profile);
         node.name = profile.name;
         node.trust = profile.trust;
+        (node.devices, node.bandwidth, node.price) = (profile.devices, profile.bandwidth, profile.price);
         node.heard = now;
+        let mut new = Vec::new();
         for mut held in profile.models {
             held.slots = held.slots.max(1);
             let model = held.model;
-            let serving = match before.remove(&model) {
+            let mut serving = match before.remove(&model) {
                 Some(old) => old.again(held),
-                None => Serving::new(now, held),
+                None => {
+                    new.push((model, std::mem::take(&mut held.prefixes)));
+                    Serving::new(now, held)
+                }
             };
+            serving.leaving = node.memory.is_leaving(model);
             self.groups.entry(model).or_default();
             node.models.insert(model, serving);
         }
         for (model, serving) in before {
             self.unhold(id, model, &serving);
         }
+        for (model, prefixes) in new {
+            self.remember(id, model, &prefixes[..prefixes.len().min(PREFIXES_MAX)]);
+        }
         self.touch_all(now, id);
+    }
+
+    /// Whether a node holds a model, of use or not.
+    pub fn is_held(&self, model: ModelId) -> bool {
+        self.groups.contains_key(&model)
     }
 
     fn unhold(&mut self, id: NodeId, model: ModelId, serving: &Serving) {
@@ -172,7 +199,11 @@ impl Pool {
     fn touch(&mut self, now: Time, id: NodeId, model: ModelId) {
         let (Some(node), Some(group)) = (self.nodes.get(&id), self.groups.get_mut(&model)) else { return };
         let Some(serving) = node.models.get(&model) else { return };
-        let fit = serving.alive && !node.suspect && !node.is_draining() && now >= node.rests_until;
+        let fit = serving.alive
+            && !serving.leaving
+            && !node.suspect
+            && !node.is_draining()
+            && now >= node.rests_until;
         let priorities = [crate::Priority::Background, crate::Priority::Normal, crate::Priority::Interactive];
         let class = group.class(&serving.held.numerics);
         for until in [serving.busy_until, node.rests_until].into_iter().filter(|until| now < *until) {
@@ -209,6 +240,7 @@ impl Pool {
             }
             all |= serving.alive != news.alive;
             serving.alive = news.alive;
+            serving.kv_blocks_free = news.kv_blocks_free;
             if news.steps != serving.steps {
                 serving.steps = news.steps;
                 serving.progress = now;
@@ -298,6 +330,7 @@ impl Pool {
         if let Some(serving) = node.models.get_mut(&ask.model) {
             serving.running[ask.priority as usize] += 1;
             serving.queued_tokens += tokens;
+            serving.note_use(now, 1.0);
         }
         self.touch(now, id, ask.model);
     }
@@ -377,6 +410,11 @@ impl Pool {
             slots: serving.held.slots,
             tokens: serving.tokens,
             token_time: serving.held.rates.token_time_alone.mul_f64(serving.decode_ratio),
+            prefill_tokens_per_s: serving.prefill_rate() as f32,
+            numerics: serving.held.numerics.clone(),
+            bytes: serving.held.bytes,
+            pinned: serving.held.pinned,
+            kv_blocks: (serving.kv_blocks_free, serving.held.kv_blocks),
         };
         let node = |(id, node): (&NodeId, &Node)| NodeView {
             node: *id,
@@ -384,6 +422,11 @@ impl Pool {
             trust: node.trust,
             draining: node.is_draining(),
             silent: now.since(node.heard),
+            devices: node.devices.clone(),
+            memory_free: node.memory.free(),
+            bandwidth: node.bandwidth,
+            price: node.price,
+            loading: node.memory.coming().collect(),
             models: node.models.iter().map(model).collect(),
         };
         self.nodes.iter().map(node).collect()
@@ -404,6 +447,7 @@ impl Pool {
         if let Some(serving) = node.models.get_mut(&ask.model) {
             let running = &mut serving.running[ask.priority as usize];
             *running = running.saturating_sub(1);
+            serving.note_use(now, 0.0);
             serving.queued_tokens = serving.queued_tokens.saturating_sub(tokens);
         }
         self.touch(now, id, ask.model);
@@ -512,6 +556,7 @@ impl Pool {
         let unfit = tokens >= u64::from(serving.held.context)
             || search.tried.contains(&id)
             || node.is_draining()
+            || serving.leaving
             || !serving.alive;
         if unfit {
             return Considered::Unfit;

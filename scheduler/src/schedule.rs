@@ -1,5 +1,6 @@
 //! The state machine: requests and what nodes say go in, what to send and what to tell clients comes out.
 mod placement;
+mod residency;
 
 use crate::pool::{BUSY_PAUSE, Place, Pool};
 use crate::serving::Prediction;
@@ -7,6 +8,7 @@ use crate::{
     BLOCK_TOKENS, BlockKey, Event, Failure, FailureKind, FromNode, Generate, Input, KvType, Limits, Load,
     ModelId, NodeId, NodeView, Output, Policy, Priority, RequestId, Time, ToNode, Token, chain,
 };
+use residency::Residency;
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
@@ -27,6 +29,7 @@ pub struct Scheduler {
     /// By model: who waits, most important and then oldest first.
     waiting: BTreeMap<ModelId, BTreeSet<Turn>>,
     waiting_total: usize,
+    residency: Residency,
     timers: BTreeSet<(Time, Timer)>,
     outputs: VecDeque<Output>,
     /// Silence before this isn't held against anybody: we weren't listening ourselves.
@@ -46,11 +49,13 @@ type Turn = (Reverse<Priority>, RequestId);
 enum Timer {
     Request(RequestId),
     Node(NodeId),
+    Residency,
 }
 
 struct Request {
     /// As the next node will get it: `output` grows with what has been delivered.
     ask: Box<Generate>,
+    submitted: Time,
     /// Of its prompt's blocks.
     keys: Vec<BlockKey>,
     deadline: Option<Time>,
@@ -108,6 +113,7 @@ impl Scheduler {
             requests: BTreeMap::new(),
             waiting: BTreeMap::new(),
             waiting_total: 0,
+            residency: Residency::default(),
             timers: BTreeSet::new(),
             outputs: VecDeque::new(),
             excused: Time::ZERO,
@@ -130,6 +136,7 @@ impl Scheduler {
                 self.pool.profile(now, node, profile);
                 self.timers.insert((now + self.limits.suspect_after, Timer::Node(node)));
                 self.retry_all(now, node);
+                self.look_after_all(now);
             }
             Input::Node { node, from } => self.node_says(now, node, from),
             Input::Broken { node, request, attempt, reason } => {
@@ -143,6 +150,7 @@ impl Scheduler {
                     false => self.retry_all(now, node),
                 }
             }
+            Input::Want { want, model } => self.want(now, want, model),
             Input::Tick => self.tick(now),
         }
     }
@@ -175,6 +183,7 @@ impl Scheduler {
         let request = ask.request;
         assert!(!self.requests.contains_key(&request), "request numbers are used once");
         let entry = Request {
+            submitted: now,
             deadline: ask.deadline.map(|left| now + left),
             phase: Phase::Waiting { until: None },
             tried: Vec::new(),
@@ -216,6 +225,7 @@ impl Scheduler {
             FromNode::Profile(profile) => {
                 self.pool.profile(now, node, profile);
                 self.retry_all(now, node);
+                self.look_after_all(now);
             }
             FromNode::Status(status) => {
                 for model in self.pool.status(now, node, status) {
@@ -470,6 +480,7 @@ impl Scheduler {
             match timer {
                 Timer::Request(id) => self.request_due(now, id),
                 Timer::Node(id) => self.node_due(now, id),
+                Timer::Residency => self.residency_due(now),
             }
         }
     }

@@ -9,6 +9,8 @@ const NEWEST: f64 = 0.2;
 const CORRECTION_MAX: f64 = 32.0;
 /// KV blocks that are remembered of a model on a node, at most.
 const KEPT_MAX: usize = 2048;
+/// A request counts for a third as much, in what a model is worth, after so long.
+const DEMAND_S: f64 = 600.0;
 /// A common request, for the order of nodes: tokens of its prompt.
 const COMMON_PROMPT: u64 = 256;
 
@@ -46,6 +48,13 @@ impl Prediction {
 pub(crate) struct Serving {
     pub held: Held,
     pub alive: bool,
+    /// The node has been told to let go of it.
+    pub leaving: bool,
+    /// When something last ran there, or when it came.
+    pub used: Time,
+    /// Requests, each counting for less as it recedes; as of [`Serving::used`].
+    demand: f64,
+    pub kv_blocks_free: u32,
     /// Our requests there, by priority.
     pub running: [u32; 3],
     /// Prompt tokens of our requests there that have no token yet.
@@ -65,6 +74,10 @@ impl Serving {
     pub fn new(now: Time, held: Held) -> Serving {
         Serving {
             alive: true,
+            leaving: false,
+            used: now,
+            demand: 1.0,
+            kv_blocks_free: held.kv_blocks,
             running: [0; 3],
             queued_tokens: 0,
             prefill_ratio: 1.0,
@@ -81,6 +94,21 @@ impl Serving {
     /// The same, as the node describes it now.
     pub fn again(self, held: Held) -> Serving {
         Serving { held, alive: true, ..self }
+    }
+
+    /// So many requests are given to it, or one has ended.
+    pub fn note_use(&mut self, now: Time, requests: f64) {
+        (self.demand, self.used) = (self.demand(now) + requests, now);
+    }
+
+    /// How much it is asked for.
+    pub fn demand(&self, now: Time) -> f64 {
+        self.demand * (-now.since(self.used).as_secs_f64() / DEMAND_S).exp()
+    }
+
+    /// Prompt tokens a second, as observed.
+    pub fn prefill_rate(&self) -> f64 {
+        f64::from(self.held.rates.prefill_tokens_per_s) / self.prefill_ratio
     }
 
     /// Our requests there.

@@ -215,21 +215,28 @@ impl Node {
     /// Starts one; its key is kept in a folder of its own.
     pub fn join(name: &str, link: &str, model: &str) -> Node {
         let folder = tempfile::tempdir().expect("a temporary folder");
-        Node::start(folder, &[link, "--name", name, "--model", model])
+        Node::start(folder, &[link, "--name", name, "--model", model], &[])
+    }
+
+    /// Starts one with these flags in this environment.
+    pub fn join_with(name: &str, link: &str, flags: &[&str], environment: &[(&str, &str)]) -> Node {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        Node::start(folder, &[&[link, "--name", name], flags].concat(), environment)
     }
 
     /// Starts it again after its end, with the key that it had.
     pub fn again(self, name: &str, model: &str) -> Node {
-        Node::start(self.stop(), &["--name", name, "--model", model])
+        Node::start(self.stop(), &["--name", name, "--model", model], &[])
     }
 
-    fn start(folder: TempDir, arguments: &[&str]) -> Node {
+    fn start(folder: TempDir, arguments: &[&str], environment: &[(&str, &str)]) -> Node {
         let file = |name| File::create(folder.path().join(name)).expect("a file in it");
         let child = weir(folder.path())
             .arg("join")
             .args(arguments)
             .arg("--state")
             .arg(folder.path().join("state"))
+            .envs(environment.iter().copied())
             .stdout(file("stdout"))
             .stderr(file("stderr"))
             .spawn()

@@ -8,6 +8,8 @@ mod cluster;
 mod footprint;
 #[path = "whole/lan.rs"]
 mod lan;
+#[path = "whole/residency.rs"]
+mod residency;
 #[path = "whole/sdk.rs"]
 mod sdk;
 #[path = "whole/serve.rs"]

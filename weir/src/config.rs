@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use weir_backends::store::{StoreConfig, StoreError};
+use weir_scheduler::Price;
 
 /// What can be set in `weir.toml`, and by `WEIR_` and the upper-case name in the environment.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -39,6 +40,12 @@ pub struct Config {
     pub context: Option<u32>,
     /// How keys and values are stored.
     pub kv: Kv,
+    /// Bytes of memory that models may take; what is free, where none.
+    pub memory: Option<u64>,
+    /// What a million tokens of prompts cost on this machine when it is a node, in dollars: its energy.
+    pub prompt_usd_per_mtok: f64,
+    /// The same of tokens of output.
+    pub output_usd_per_mtok: f64,
     /// Where models are kept; the platform's cache folder where none.
     pub cache: Option<PathBuf>,
     /// A further catalog of models, whose names come before the built-in ones.
@@ -77,6 +84,9 @@ impl Default for Config {
             threads: None,
             context: None,
             kv: Kv::F16,
+            memory: None,
+            prompt_usd_per_mtok: 0.0,
+            output_usd_per_mtok: 0.0,
             cache: None,
             catalog: None,
             state: None,
@@ -145,6 +155,9 @@ impl Config {
             "threads",
             "context",
             "kv",
+            "memory",
+            "prompt_usd_per_mtok",
+            "output_usd_per_mtok",
             "cache",
             "catalog",
             "state",
@@ -169,6 +182,12 @@ impl Config {
             (_, Some(context)) if context < CONTEXT_MIN => small("context", context, CONTEXT_MIN),
             _ => Ok(()),
         }
+    }
+
+    /// What a token costs on this machine, in billionths of a dollar; a price below 0 or without end is none.
+    pub fn price(&self) -> Price {
+        let nano = |usd_per_mtok: f64| (usd_per_mtok * 1e3).round() as u64;
+        Price { prompt: nano(self.prompt_usd_per_mtok), output: nano(self.output_usd_per_mtok) }
     }
 
     /// The model store that this configuration asks for.

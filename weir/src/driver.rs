@@ -11,6 +11,7 @@ mod port;
 mod pump;
 mod shelf;
 mod start;
+mod stock;
 
 use crate::cluster::Cluster;
 use attendant::Gate;
@@ -23,10 +24,11 @@ pub use start::{
 };
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+pub use stock::stock;
 use tokio::sync::{mpsc, oneshot, watch};
 use weir_backends::text::{ChatTemplate, Tokenizer};
 use weir_node::Resident;
-use weir_scheduler::{Event, Failure, FailureKind, Generate, ModelId, RequestId};
+use weir_scheduler::{Event, Failure, FailureKind, Generate, ModelId, RequestId, Wanted};
 use weir_transport::{Link, PublicKey};
 
 /// A model that can be asked for.
@@ -123,6 +125,23 @@ impl Driver {
     /// The model of that name.
     pub fn model(&self, name: &str) -> Option<Arc<ServedModel>> {
         self.inner.shelf.model(name)
+    }
+
+    /// Names of models that no node holds and some node could load.
+    pub fn offers(&self) -> Vec<(String, ModelId)> {
+        self.inner.shelf.offers()
+    }
+
+    /// A model that can be asked for, once a node holds it: one loads it if none does. Fails if none will.
+    pub async fn bring(&self, model: Wanted) -> Result<Arc<ServedModel>, Failure> {
+        let gone = |_| Failure { kind: FailureKind::Internal, message: "the scheduler has stopped".into() };
+        let (reply, found) = oneshot::channel();
+        self.inner.commands.send(Command::Want { model, reply }).await.map_err(|_| gone(()))?;
+        let id = found.await.map_err(|_| gone(()))??;
+        self.inner.shelf.by_id(id).ok_or_else(|| Failure {
+            kind: FailureKind::NoModel,
+            message: "the model is there, but the node that holds it hands out no tokenizer".into(),
+        })
     }
 
     /// Asks for a generation; fails at once where there is no room or no such model.

@@ -1,6 +1,6 @@
 //! Who waits, and which node takes whom.
 use super::{Phase, Request, Run, Scheduler};
-use crate::pool::{Place, Refusal, Search};
+use crate::pool::{Bring, Place, Refusal, Search};
 use crate::serving::Prediction;
 use crate::{FailureKind, ModelId, NodeId, Output, RequestId, Time, ToNode};
 use std::cmp::Reverse;
@@ -53,21 +53,27 @@ impl Scheduler {
             self.end_failed(now, id, FailureKind::Internal, message);
             return false;
         }
-        match self.search(now, id, None) {
+        let place = self.search(now, id, None);
+        let Some(request) = self.requests.get_mut(&id) else { return false };
+        match place {
             Place::On(node, predicted) => {
                 self.start(now, id, node, predicted);
                 false
             }
             Place::Wait(until) => {
+                request.orphaned = None;
                 self.requeue(now, id, until);
+                self.look_at(now + self.limits.crowded_after);
                 true
             }
-            Place::Never(Refusal::NoModel | Refusal::Exhausted) if self.may_hope(now, id) => {
+            Place::Never(Refusal::NoModel | Refusal::Exhausted)
+                if self.may_hope(now, id) || self.is_coming(now, id) =>
+            {
                 self.requeue(now, id, None);
                 true
             }
             Place::Never(refusal) => {
-                let (kind, message) = self.explain(id, refusal);
+                let (kind, message) = self.explain(now, id, refusal);
                 self.end_failed(now, id, kind, message);
                 false
             }
@@ -116,14 +122,18 @@ impl Scheduler {
         z ^ (z >> 31)
     }
 
-    fn explain(&self, id: RequestId, refusal: Refusal) -> (FailureKind, String) {
+    fn explain(&self, now: Time, id: RequestId, refusal: Refusal) -> (FailureKind, String) {
         let request = self.requests.get(&id);
         let trouble = request.and_then(|r| r.trouble.clone());
         match (refusal, trouble) {
             (Refusal::NoModel | Refusal::Exhausted, Some(trouble)) => {
                 (FailureKind::Internal, format!("{trouble}; no other node can go on with it"))
             }
-            (Refusal::NoModel, None) => (FailureKind::NoModel, "no node holds this model".into()),
+            (Refusal::NoModel, None) => {
+                let why = request.map(|r| self.pool.bring(now, r.ask.model, &self.limits, &|_| false));
+                let why = why.and_then(|bring| if let Bring::Never(why) = bring { Some(why) } else { None });
+                (FailureKind::NoModel, why.unwrap_or_else(|| "no node holds this model".into()))
+            }
             (Refusal::Exhausted, None) => {
                 (FailureKind::NoModel, "no node that holds this model takes requests now".into())
             }

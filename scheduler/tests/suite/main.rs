@@ -1,5 +1,7 @@
 //! The scheduler against a made-up world under virtual time, and its single rules one by one.
+mod member;
 mod random;
+mod residency;
 mod rules;
 mod samples;
 mod table;

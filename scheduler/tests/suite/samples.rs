@@ -24,6 +24,10 @@ pub(crate) fn profile(name: &str, slots: u32) -> Profile {
         kv_blocks: 256,
         slots,
         rates,
+        weights: 0,
+        bytes: 0,
+        pinned: true,
+        prefixes: Vec::new(),
     };
     Profile { name: name.into(), models: vec![held], ..Profile::default() }
 }

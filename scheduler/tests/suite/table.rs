@@ -372,7 +372,10 @@ impl Field {
                 Output::Emit { request, event: Event::Failed(failure) } => {
                     panic!("{request:?} failed: {}", failure.message)
                 }
-                Output::Emit { .. } | Output::Disconnect { .. } => {}
+                Output::Send { message: ToNode::Load { .. } | ToNode::Unload { .. }, .. }
+                | Output::Emit { .. }
+                | Output::Found { .. }
+                | Output::Disconnect { .. } => {}
             }
         }
     }

@@ -3,40 +3,30 @@
 //! each request's tokens must be those of an undisturbed run, it must end once, and what the scheduler counts must be so.
 //!
 //! `cargo xtask sim --seeds N` runs it for more seeds than the tests do.
+use crate::member::{Job, MODELS, Member, SLOTS};
 use crate::random::Rng;
-use crate::samples::{MODEL, ask, profile};
-use std::collections::{BTreeMap, VecDeque};
+use crate::samples::ask;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 use weir_scheduler::{
-    Event, Failure, FailureKind, Fastest, Finish, FromNode, Generate, Input, Limits, ModelStatus, NodeId,
-    Output, Priority, Profile, RequestId, Scheduler, Status, Time, ToNode, Token, Usage,
+    Class, Event, Failure, FailureKind, Fastest, Finish, FromNode, Generate, Input, Limits, ModelId,
+    ModelStatus, NodeId, Output, Priority, RequestId, Scheduler, Status, Time, ToNode, Token, Usage, Wanted,
 };
 
-const SLOTS: u32 = 4;
 const FAULTS_END: Time = Time(30_000_000_000);
 const GIVE_UP: Time = Time(600_000_000_000);
+
+/// Models come and go often.
+fn limits() -> Limits {
+    let second = Duration::from_secs(1);
+    let (settle, idle_unload, load_again) = (second / 2, 4 * second, 2 * second);
+    Limits { settle, idle_unload, load_again, load_wait: 60 * second, ..Limits::default() }
+}
 
 /// The token that every node computes at `position` after `prompt`.
 fn truth(prompt: &[u32], position: u32) -> u32 {
     let seed = prompt.iter().fold(position as u64, |a, t| a.wrapping_mul(31).wrapping_add(u64::from(*t)));
     Rng(seed).below(50_000) as u32
-}
-
-struct Job {
-    ask: Generate,
-    cancelled: bool,
-}
-
-struct Node {
-    jobs: BTreeMap<(RequestId, u32), Job>,
-    /// Nothing happens there before this.
-    frozen: Time,
-    /// Nothing comes from there, or gets there, before this.
-    cut: Time,
-    pace: Duration,
-    steps: u64,
-    /// What it says arrives in order.
-    last_arrival: Time,
 }
 
 #[derive(Debug)]
@@ -48,10 +38,17 @@ enum Happening {
     Dies(NodeId),
     /// Its link is cut for a while.
     Cut(NodeId),
+    /// A model is in its memory, or will not be.
+    Loaded(NodeId, ModelId),
+    /// A model is out of its memory.
+    Unloaded(NodeId, ModelId),
     /// The scheduler's own machine sleeps.
     Sleeps,
+    /// The scheduler is killed and started again.
+    Restarts,
     Joins,
     Asks(u64),
+    Wants(u64),
 }
 
 struct Client {
@@ -66,11 +63,15 @@ struct World {
     rng: Rng,
     now: Time,
     scheduler: Scheduler,
-    nodes: BTreeMap<NodeId, Node>,
+    nodes: BTreeMap<NodeId, Member>,
     agenda: BTreeMap<(Time, u64), Happening>,
     number: u64,
     clients: BTreeMap<RequestId, Client>,
+    /// Who wants a model and hasn't heard of it.
+    wants: BTreeSet<u64>,
     resumed: u64,
+    /// Models loaded by order.
+    loaded: u64,
     /// The scheduler hears nothing before this; what comes is kept.
     asleep: Time,
     mail: VecDeque<Input>,
@@ -93,12 +94,14 @@ impl World {
         let mut world = World {
             rng: Rng(seed),
             now: Time::ZERO,
-            scheduler: Scheduler::new(Limits::default(), Box::new(Fastest), seed),
+            scheduler: Scheduler::new(limits(), Box::new(Fastest), seed),
             nodes: BTreeMap::new(),
             agenda: BTreeMap::new(),
             number: 0,
             clients: BTreeMap::new(),
+            wants: BTreeSet::new(),
             resumed: 0,
+            loaded: 0,
             asleep: Time::ZERO,
             mail: VecDeque::new(),
             planted: None,
@@ -108,12 +111,20 @@ impl World {
             let after = world.rng.ms(0, 25_000);
             world.plan(after, Happening::Sleeps);
         }
+        if world.rng.one_in(4) {
+            let after = world.rng.ms(0, 25_000);
+            world.plan(after, Happening::Restarts);
+        }
         for _ in 0..3 {
             world.plan(Duration::ZERO, Happening::Joins);
         }
         for id in 0..40 {
             let at = world.rng.ms(0, 25_000);
             world.plan(at, Happening::Asks(id));
+        }
+        for want in 0..5 {
+            let at = world.rng.ms(0, 25_000);
+            world.plan(at, Happening::Wants(want));
         }
         world
     }
@@ -147,6 +158,7 @@ impl World {
             if self.now > FAULTS_END
                 && self.clients.len() == 40
                 && self.clients.values().all(|c| c.end.is_some())
+                && self.wants.is_empty()
             {
                 break;
             }
@@ -176,6 +188,23 @@ impl World {
             Happening::Arrives(input) if self.asleep > self.now => self.mail.push_back(input),
             Happening::Arrives(input) => self.tell(input),
             Happening::Sleeps => self.asleep = self.now + self.rng.ms(1000, 30_000),
+            Happening::Restarts => self.restart(),
+            Happening::Loaded(id, model) => self.load(id, model),
+            Happening::Unloaded(id, model) => {
+                if let Some(node) = self.nodes.get_mut(&id) {
+                    node.unloaded(model);
+                    self.describe(id);
+                }
+            }
+            Happening::Wants(want) => {
+                self.wants.insert(want);
+                let classes = [Class::Small, Class::Medium, Class::Large, Class::Auto];
+                let model = match self.rng.one_in(2) {
+                    true => Wanted::Class(classes[self.rng.below(4) as usize]),
+                    false => Wanted::Model(MODELS[self.rng.below(3) as usize].0),
+                };
+                self.happen(Happening::Arrives(Input::Want { want, model }));
+            }
             Happening::Cut(id) => self.cut(id),
             Happening::Joins => self.join(),
             Happening::Asks(id) => self.submit(id),
@@ -196,13 +225,9 @@ impl World {
     fn join(&mut self) {
         self.number += 1;
         let id = NodeId(self.number);
-        let pace = self.rng.ms(2, 40);
-        let (frozen, cut, last_arrival) = (self.now, self.now, self.now);
-        let node = Node { jobs: BTreeMap::new(), frozen, cut, pace, steps: 0, last_arrival };
+        let node = Member::new(&mut self.rng, self.now);
+        let (pace, profile) = (node.pace, node.profile(id));
         self.nodes.insert(id, node);
-        // A few identities, so that some of them flap.
-        let identity = 1 + self.rng.below(4);
-        let profile = Profile { identity, ..profile(&format!("n{}", id.0), SLOTS) };
         self.happen(Happening::Arrives(Input::Connected { node: id, profile }));
         self.plan(pace, Happening::Works(id));
         self.plan(Duration::from_millis(500), Happening::Beats(id));
@@ -232,11 +257,68 @@ impl World {
         }
     }
 
+    fn describe(&mut self, id: NodeId) {
+        let profile = self.nodes[&id].profile(id);
+        self.say(id, FromNode::Profile(profile));
+    }
+
+    fn load(&mut self, id: NodeId, model: ModelId) {
+        let works = !self.faulty() || !self.rng.one_in(5);
+        if let Some(node) = self.nodes.get_mut(&id) {
+            node.loaded(model, works);
+            self.loaded += u64::from(works);
+            self.describe(id);
+        }
+    }
+
+    /// The new scheduler knows nothing. What was under way is lost with the links; nodes come back with what they hold.
+    fn restart(&mut self) {
+        let seed = self.rng.next();
+        self.scheduler = Scheduler::new(limits(), Box::new(Fastest), seed);
+        self.mail.clear();
+        self.asleep = Time::ZERO;
+        self.wants.clear();
+        let message = "the scheduler is gone".to_owned();
+        let failure = Failure { kind: FailureKind::Internal, message };
+        for client in self.clients.values_mut() {
+            client.end.get_or_insert(Event::Failed(failure.clone()));
+        }
+        let mut renamed = BTreeMap::new();
+        for (old, mut node) in std::mem::take(&mut self.nodes) {
+            self.number += 1;
+            node.reconnects(self.now);
+            renamed.insert(old, NodeId(self.number));
+            self.nodes.insert(NodeId(self.number), node);
+        }
+        for (at, what) in std::mem::take(&mut self.agenda) {
+            use Happening::*;
+            let new = |id: NodeId| renamed.get(&id).copied().unwrap_or(id);
+            let what = match what {
+                Arrives(_) | Reaches(..) => continue,
+                Works(id) => Works(new(id)),
+                Beats(id) => Beats(new(id)),
+                Dies(id) => Dies(new(id)),
+                Cut(id) => Cut(new(id)),
+                Loaded(id, model) => Loaded(new(id), model),
+                Unloaded(id, model) => Unloaded(new(id), model),
+                Sleeps | Restarts | Joins | Asks(_) | Wants(_) => what,
+            };
+            self.agenda.insert(at, what);
+        }
+        for id in renamed.into_values() {
+            let profile = self.nodes[&id].profile(id);
+            let after = self.rng.ms(10, 3000);
+            self.nodes.get_mut(&id).expect("it was renamed").last_arrival = self.now + after;
+            self.plan(after, Happening::Arrives(Input::Connected { node: id, profile }));
+        }
+    }
+
     fn submit(&mut self, id: u64) {
         let length = 1 + self.rng.below(60);
         let prompt = (0..length).map(|_| self.rng.below(1000) as u32).collect();
         let max_tokens = 1 + self.rng.below(200) as u32;
         let mut ask = ask(id, prompt, max_tokens);
+        ask.model = MODELS[if self.rng.one_in(3) { 1 + self.rng.below(2) as usize } else { 0 }].0;
         ask.priority =
             [Priority::Background, Priority::Normal, Priority::Interactive][self.rng.below(3) as usize];
         if self.rng.one_in(10) {
@@ -300,8 +382,8 @@ impl World {
     fn beat(&mut self, id: NodeId) {
         let Some(node) = self.nodes.get(&id) else { return };
         if node.frozen <= self.now {
-            let model = ModelStatus {
-                model: MODEL,
+            let status = |(model, _): &(ModelId, u64)| ModelStatus {
+                model: *model,
                 alive: true,
                 running: node.jobs.len() as u32,
                 waiting: 0,
@@ -310,7 +392,8 @@ impl World {
                 steps: node.steps,
                 rates: None,
             };
-            self.say(id, FromNode::Status(Status { draining: false, models: vec![model] }));
+            let models = MODELS.iter().filter(|m| node.holds(m.0)).map(status).collect();
+            self.say(id, FromNode::Status(Status { draining: false, models }));
         }
         self.plan(Duration::from_millis(500), Happening::Beats(id));
     }
@@ -324,10 +407,25 @@ impl World {
                     let event = Event::Failed(Failure { kind: FailureKind::Busy, message: "full".into() });
                     return self.say(id, FromNode::Event { request: key.0, attempt: key.1, event });
                 }
+                if !node.holds(ask.model) {
+                    let event = Event::Failed(Failure { kind: FailureKind::NoModel, message: "gone".into() });
+                    return self.say(id, FromNode::Event { request: key.0, attempt: key.1, event });
+                }
                 let job = Job { ask: *ask, cancelled: false };
                 assert!(node.jobs.insert(key, job).is_none(), "an attempt was sent twice");
                 let live = node.jobs.values().filter(|job| !job.cancelled).count();
-                assert!(live <= 2 * SLOTS as usize, "{live} requests on one node");
+                assert!(live <= MODELS.len() * 2 * SLOTS as usize, "{live} requests on one node");
+            }
+            ToNode::Load { number, model, bytes } => {
+                node.told_to_load(number, model, bytes);
+                self.describe(id);
+                let after = self.rng.ms(50, 3000);
+                self.plan(after, Happening::Loaded(id, model));
+            }
+            ToNode::Unload { number, model } => {
+                node.told_to_unload(number, model);
+                let after = self.rng.ms(0, 500);
+                self.plan(after, Happening::Unloaded(id, model));
             }
             ToNode::Cancel { request, attempt } => {
                 if let Some(job) = node.jobs.get_mut(&(request, attempt)) {
@@ -373,6 +471,7 @@ impl World {
                     self.plan(cut + Duration::from_millis(1), Happening::Reaches(node, message));
                 }
                 Output::Emit { request, event } => self.hear(request, event),
+                Output::Found { want, .. } => assert!(self.wants.remove(&want), "{want} was answered before"),
                 Output::Disconnect { node, .. } => {
                     self.nodes.remove(&node);
                     self.plan(Duration::from_secs(1), Happening::Joins);
@@ -420,8 +519,8 @@ impl World {
     }
 }
 
-/// Runs the world of a seed: how many streams were resumed, how many requests finished.
-fn check(seed: u64, planted: Option<Planted>, trace: bool) -> (u64, usize) {
+/// Runs the world of a seed: how many streams were resumed, how many requests finished, how many models were loaded.
+fn check(seed: u64, planted: Option<Planted>, trace: bool) -> [u64; 3] {
     let mut world = World::new(seed);
     world.planted = planted;
     world.trace = trace.then(VecDeque::new);
@@ -431,29 +530,30 @@ fn check(seed: u64, planted: Option<Planted>, trace: bool) -> (u64, usize) {
         std::panic::resume_unwind(panic);
     }
     let ends = world.clients.values().filter(|c| matches!(c.end, Some(Event::Finished { .. }))).count();
-    (world.resumed, ends)
+    [world.resumed, ends as u64, world.loaded]
 }
 
 #[test]
 fn nothing_is_lost_or_repeated_whatever_happens() {
     let seeds = std::env::var("WEIR_SIM_SEEDS").ok().and_then(|n| n.parse().ok()).unwrap_or(200u64);
     let first = std::env::var("WEIR_SIM_FIRST").ok().and_then(|n| n.parse().ok()).unwrap_or(0u64);
-    let (mut resumed, mut finished) = (0, 0);
+    let (mut resumed, mut finished, mut loaded) = (0, 0, 0);
     for seed in first..first + seeds {
-        let Ok((resumes, ends)) = std::panic::catch_unwind(|| check(seed, None, false)) else {
+        let Ok([resumes, ends, loads]) = std::panic::catch_unwind(|| check(seed, None, false)) else {
             eprintln!("seed {seed} fails; again, with what happened last:");
             check(seed, None, true);
             unreachable!("seed {seed} failed once and not again");
         };
         resumed += resumes;
         finished += ends;
+        loaded += loads;
     }
     println!(
-        "{seeds} seeds: {finished} of {} requests finished, {resumed} resumed in the middle",
+        "{seeds} seeds: {finished} of {} requests finished, {resumed} resumed in the middle, {loaded} models loaded",
         40 * seeds
     );
-    let enough = resumed > seeds && finished as u64 > 20 * seeds;
-    assert!(enough || seeds < 50, "the world is too kind or too harsh: {resumed} {finished}");
+    let enough = resumed > seeds && finished > 20 * seeds && loaded > seeds;
+    assert!(enough || seeds < 50, "the world is too kind or too harsh: {resumed} {finished} {loaded}");
 }
 
 /// The test of the test: bugs that are planted are found.

@@ -50,7 +50,7 @@ impl House {
         link
     }
 
-    fn nodes(&self) -> Vec<Value> {
+    pub(crate) fn nodes(&self) -> Vec<Value> {
         let (code, out, said) = self.weir(&["nodes", "--json"]);
         assert_eq!(code, 0, "{said}");
         serde_json::from_str(&out).unwrap()

@@ -4,7 +4,7 @@ use super::{FrameError, Kind};
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
 use weir_scheduler as vocabulary;
-use weir_scheduler::{KvType, ModelId, TextId, Trust};
+use weir_scheduler::{BlockKey, KvType, ModelId, PREFIXES_MAX, TextId, Trust};
 
 /// How a node introduces itself.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -88,9 +88,46 @@ pub enum Order {
         /// Whether it drains.
         on: bool,
     },
+    /// Load a model that the node offers.
+    Load {
+        /// Counts orders to load and unload over this link, from 1.
+        number: u64,
+        /// Which: SHA-256 in hexadecimal.
+        model: String,
+        /// Bytes of memory that it may take, KV cache included.
+        bytes: u64,
+    },
+    /// Let go of a model.
+    Unload {
+        /// Counts orders to load and unload over this link, from 1.
+        number: u64,
+        /// Which: SHA-256 in hexadecimal.
+        model: String,
+    },
     /// Something that a later program says.
     #[serde(other)]
     Other,
+}
+
+impl Order {
+    /// The order in a message to a node, if it is one.
+    pub fn of(message: &vocabulary::ToNode) -> Option<Order> {
+        Some(match *message {
+            vocabulary::ToNode::Load { number, model, bytes } => {
+                Order::Load { number, model: hex(&model.0), bytes }
+            }
+            vocabulary::ToNode::Unload { number, model } => Order::Unload { number, model: hex(&model.0) },
+            vocabulary::ToNode::Generate(_) | vocabulary::ToNode::Cancel { .. } => return None,
+        })
+    }
+
+    /// The model that it is about.
+    pub fn model(&self) -> Option<ModelId> {
+        match self {
+            Order::Load { model, .. } | Order::Unload { model, .. } => unhex(model).map(ModelId),
+            Order::Drain { .. } | Order::Other => None,
+        }
+    }
 }
 
 /// What content is to be handed out.
@@ -131,6 +168,9 @@ pub(crate) fn unhex<const N: usize>(text: &str) -> Option<[u8; N]> {
     Some(bytes)
 }
 
+/// Entries of each list of a profile, at most.
+const LIST_MAX: usize = 1024;
+
 /// See [`vocabulary::Profile`].
 #[derive(Serialize, Deserialize)]
 pub(super) struct Profile {
@@ -142,6 +182,49 @@ pub(super) struct Profile {
     #[serde(default)]
     memory_free: u64,
     models: Vec<Held>,
+    #[serde(default, skip_serializing_if = "is_default")]
+    bandwidth: u64,
+    #[serde(default, skip_serializing_if = "is_default")]
+    price: Price,
+    #[serde(default, skip_serializing_if = "is_default")]
+    offers: Vec<Offered>,
+    #[serde(default, skip_serializing_if = "is_default")]
+    loading: Vec<Loading>,
+    #[serde(default, skip_serializing_if = "is_default")]
+    failures: Vec<FailedLoad>,
+    #[serde(default, skip_serializing_if = "is_default")]
+    orders: u64,
+}
+
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
+}
+
+#[derive(Default, PartialEq, Serialize, Deserialize)]
+struct Price {
+    /// Billionths of a dollar for a token.
+    prompt: u64,
+    output: u64,
+}
+
+#[derive(PartialEq, Serialize, Deserialize)]
+struct Offered {
+    model: String,
+    name: String,
+    weights: u64,
+    bytes: u64,
+}
+
+#[derive(PartialEq, Serialize, Deserialize)]
+struct Loading {
+    model: String,
+    bytes: u64,
+}
+
+#[derive(PartialEq, Serialize, Deserialize)]
+struct FailedLoad {
+    model: String,
+    why: String,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -158,6 +241,14 @@ struct Held {
     prefill_tokens_per_s: f32,
     token_time_alone_ns: u64,
     token_time_full_ns: u64,
+    #[serde(default, skip_serializing_if = "is_default")]
+    weights: u64,
+    #[serde(default, skip_serializing_if = "is_default")]
+    bytes: u64,
+    #[serde(default, skip_serializing_if = "is_default")]
+    pinned: bool,
+    #[serde(default, skip_serializing_if = "is_default")]
+    prefixes: Vec<String>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -169,8 +260,36 @@ enum Kv {
 
 impl From<&vocabulary::Profile> for Profile {
     fn from(p: &vocabulary::Profile) -> Self {
+        let offer = |offer: &vocabulary::Offered| Offered {
+            model: hex(&offer.model.0),
+            name: offer.name.clone(),
+            weights: offer.weights,
+            bytes: offer.bytes,
+        };
+        let loading =
+            |loading: &vocabulary::Loading| Loading { model: hex(&loading.model.0), bytes: loading.bytes };
+        let failure =
+            |(model, why): &(ModelId, String)| FailedLoad { model: hex(&model.0), why: why.clone() };
+        Profile {
+            name: p.name.clone(),
+            guest: p.trust == Trust::Guest,
+            devices: p.devices.clone(),
+            memory_free: p.memory_free,
+            models: p.models.iter().map(Held::from).collect(),
+            bandwidth: p.bandwidth,
+            price: Price { prompt: p.price.prompt, output: p.price.output },
+            offers: p.offers.iter().map(offer).collect(),
+            loading: p.loading.iter().map(loading).collect(),
+            failures: p.failures.iter().map(failure).collect(),
+            orders: p.orders,
+        }
+    }
+}
+
+impl From<&vocabulary::Held> for Held {
+    fn from(h: &vocabulary::Held) -> Self {
         let nanos = |d: Duration| u64::try_from(d.as_nanos()).unwrap_or(u64::MAX);
-        let held = |h: &vocabulary::Held| Held {
+        Held {
             model: hex(&h.model.0),
             name: h.name.clone(),
             text: h.text.map(|text| hex(&text.0)),
@@ -185,40 +304,63 @@ impl From<&vocabulary::Profile> for Profile {
             prefill_tokens_per_s: h.rates.prefill_tokens_per_s,
             token_time_alone_ns: nanos(h.rates.token_time_alone),
             token_time_full_ns: nanos(h.rates.token_time_full),
-        };
-        Profile {
-            name: p.name.clone(),
-            guest: p.trust == Trust::Guest,
-            devices: p.devices.clone(),
-            memory_free: p.memory_free,
-            models: p.models.iter().map(held).collect(),
+            weights: h.weights,
+            bytes: h.bytes,
+            pinned: h.pinned,
+            prefixes: h.prefixes.iter().map(|key| hex(&key.0)).collect(),
         }
     }
 }
 
+const KIND: Kind = Kind::Profile;
+
+fn model(id: &str) -> Result<ModelId, FrameError> {
+    digest(id).map(ModelId)
+}
+
+fn digest<const N: usize>(digits: &str) -> Result<[u8; N], FrameError> {
+    unhex(digits).ok_or(FrameError::Senseless { kind: KIND, why: "an id has not its hexadecimal digits" })
+}
+
+fn name(name: String) -> Result<String, FrameError> {
+    sense(KIND, !name.is_empty() && name.len() <= 200, "a model's name has not 1 to 200 bytes")?;
+    Ok(name)
+}
+
 pub(super) fn profile(p: Profile) -> Result<vocabulary::Profile, FrameError> {
+    let lists = [p.models.len(), p.offers.len(), p.loading.len(), p.failures.len()];
+    sense(KIND, lists.iter().all(|length| *length <= LIST_MAX), "a list is too long")?;
+    let offer = |o: Offered| {
+        let (model, name) = (model(&o.model)?, name(o.name)?);
+        Ok(vocabulary::Offered { model, name, weights: o.weights, bytes: o.bytes })
+    };
+    let loading = |l: Loading| Ok(vocabulary::Loading { model: model(&l.model)?, bytes: l.bytes });
+    let failure = |f: FailedLoad| Ok((model(&f.model)?, f.why));
     Ok(vocabulary::Profile {
         name: p.name,
         identity: 0,
         trust: if p.guest { Trust::Guest } else { Trust::Own },
         devices: p.devices,
         memory_free: p.memory_free,
+        bandwidth: p.bandwidth,
+        price: vocabulary::Price { prompt: p.price.prompt, output: p.price.output },
         models: p.models.into_iter().map(held).collect::<Result<_, _>>()?,
+        offers: p.offers.into_iter().map(offer).collect::<Result<_, FrameError>>()?,
+        loading: p.loading.into_iter().map(loading).collect::<Result<_, FrameError>>()?,
+        failures: p.failures.into_iter().map(failure).collect::<Result<_, FrameError>>()?,
+        orders: p.orders,
     })
 }
 
 fn held(h: Held) -> Result<vocabulary::Held, FrameError> {
-    const KIND: Kind = Kind::Profile;
-    let no_digest = FrameError::Senseless { kind: KIND, why: "an id is not 64 hexadecimal digits" };
     let rate = h.prefill_tokens_per_s;
     sense(KIND, h.slots > 0, "a model has no slots")?;
     sense(KIND, rate.is_finite() && rate > 0.0, "a rate is not above 0")?;
-    sense(KIND, !h.name.is_empty() && h.name.len() <= 200, "a model's name has not 1 to 200 bytes")?;
-    let text = h.text.map(|text| unhex(&text).map(TextId).ok_or(no_digest.clone())).transpose()?;
+    sense(KIND, h.prefixes.len() <= PREFIXES_MAX, "too many blocks are named")?;
     Ok(vocabulary::Held {
-        model: ModelId(unhex(&h.model).ok_or(no_digest)?),
-        name: h.name,
-        text,
+        model: model(&h.model)?,
+        name: name(h.name)?,
+        text: h.text.map(|text| digest(&text).map(TextId)).transpose()?,
         context: h.context,
         numerics: h.numerics,
         kv: match h.kv {
@@ -232,5 +374,9 @@ fn held(h: Held) -> Result<vocabulary::Held, FrameError> {
             token_time_alone: Duration::from_nanos(h.token_time_alone_ns),
             token_time_full: Duration::from_nanos(h.token_time_full_ns),
         },
+        weights: h.weights,
+        bytes: h.bytes,
+        pinned: h.pinned,
+        prefixes: h.prefixes.iter().map(|key| digest(key).map(BlockKey)).collect::<Result<_, _>>()?,
     })
 }

@@ -1,6 +1,6 @@
 //! Frames.
 use crate::samples::{self, Rng};
-use weir_scheduler::{Event, Finish, RequestId, TextId};
+use weir_scheduler::{BlockKey, Event, Finish, ModelId, PREFIXES_MAX, RequestId, TextId, ToNode};
 use weir_transport::{
     BODY_MAX, Frame, FrameError, HEADER_BYTES, Hello, Kind, Message, Order, PIECE_MAX, RefusalCode, VERSION,
     Welcome,
@@ -188,6 +188,20 @@ fn a_greeting_of_any_version_can_be_read() {
 }
 
 #[test]
+fn profiles_and_orders_may_say_more() {
+    let full = samples::full_profile();
+    let frame = Frame::profile(&full);
+    assert!(matches!(frame.read(), Ok(Message::Profile(profile)) if profile == full));
+    let model = ModelId([3; 32]);
+    for told in [ToNode::Load { number: 8, model, bytes: 500 }, ToNode::Unload { number: 9, model }] {
+        let order = Order::of(&told).unwrap();
+        assert_eq!(order.model(), Some(model));
+        assert!(matches!(Frame::order(&order).read(), Ok(Message::Order(read)) if read == order));
+    }
+    assert_eq!(Order::of(&ToNode::Cancel { request: RequestId(1), attempt: 0 }), None);
+}
+
+#[test]
 fn senseless_profiles_are_refused() {
     let check = |spoil: fn(&mut weir_scheduler::Profile)| {
         let mut profile = samples::profile();
@@ -198,6 +212,8 @@ fn senseless_profiles_are_refused() {
     check(|p| p.models[0].slots = 0);
     check(|p| p.models[0].name.clear());
     check(|p| p.models[0].rates.prefill_tokens_per_s = -1.0);
+    check(|p| p.models[0].prefixes = vec![BlockKey([0; 16]); PREFIXES_MAX + 1]);
+    check(|p| p.failures = vec![(ModelId([1; 32]), String::new()); 1025]);
     let short = Frame::profile(&samples::profile()).bytes()[HEADER_BYTES..].to_vec();
     let short = String::from_utf8(short).unwrap().replace(&"01".repeat(32), "01");
     let frame = with_body(Frame::profile(&samples::profile()), &short);

@@ -1,8 +1,9 @@
 //! One of each frame, and random ones.
 use std::time::Duration;
 use weir_scheduler::{
-    Candidate, Failure, FailureKind, Finish, Generate, Held, KeyId, KvType, Logprob, ModelId, ModelStatus,
-    Priority, Profile, Rates, RequestId, Sampling, Status, TextId, Token, TraceContext, Trust, Usage,
+    BlockKey, Candidate, Failure, FailureKind, Finish, Generate, Held, KeyId, KvType, Loading, Logprob,
+    ModelId, ModelStatus, Offered, Price, Priority, Profile, Rates, RequestId, Sampling, Status, TextId,
+    Token, TraceContext, Trust, Usage,
 };
 use weir_transport::{Fetch, Frame, Hello, Order, Proof, Refusal, RefusalCode, VERSION, Welcome};
 
@@ -78,6 +79,10 @@ pub(crate) fn profile() -> Profile {
         kv_blocks: 512,
         slots: 16,
         rates: rates(),
+        weights: 0,
+        bytes: 0,
+        pinned: false,
+        prefixes: Vec::new(),
     };
     Profile {
         name: "küche".into(),
@@ -86,7 +91,24 @@ pub(crate) fn profile() -> Profile {
         devices: vec!["AMD EPYC, 2 threads".into()],
         memory_free: 1 << 34,
         models: vec![held],
+        ..Profile::default()
     }
+}
+
+/// What profiles say beside what those of the first programs said.
+pub(crate) fn full_profile() -> Profile {
+    let mut full = profile();
+    full.bandwidth = 20_000_000_000;
+    full.price = Price { prompt: 20, output: 80 };
+    full.orders = 7;
+    let model = ModelId([3; 32]);
+    full.offers = vec![Offered { model, name: "qwen2".into(), weights: 400, bytes: 500 }];
+    full.loading = vec![Loading { model, bytes: 500 }];
+    full.failures = vec![(ModelId([4; 32]), "the disk is full".into())];
+    let held = &mut full.models[0];
+    (held.weights, held.bytes, held.pinned) = (100, 150, true);
+    held.prefixes = vec![BlockKey([5; 16]), BlockKey([6; 16])];
+    full
 }
 
 pub(crate) fn status() -> Status {

@@ -17,6 +17,16 @@ use weir_backends::gguf::ModelFile;
 use weir_backends::models;
 use weir_backends::store::human;
 
+/// Words of 8 bytes that each thread reads for [`memory_bandwidth`].
+const GLANCE_WORDS: usize = 4 << 20;
+
+/// Bytes a second that this machine reads from memory, at a glance: it takes some 50 ms. All processors read where no
+/// number of threads is given.
+pub(super) fn memory_bandwidth(threads: Option<usize>) -> u64 {
+    let threads = threads.or_else(|| std::thread::available_parallelism().ok().map(usize::from));
+    machine::bandwidth(threads.unwrap_or(1), GLANCE_WORDS) as u64
+}
+
 /// Measure tokens a second, and what share of this machine's memory bandwidth that is
 #[derive(clap::Args)]
 #[command(after_help = "\

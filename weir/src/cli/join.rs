@@ -2,9 +2,9 @@
 use super::ending::{Asked, asked_to_stop};
 use super::serving;
 use super::speaker::{device_options, find};
-use super::{Interrupted, output::note};
+use super::{Interrupted, bench, output::note, store};
 use crate::config::Config;
-use crate::driver::{load_all, worker};
+use crate::driver::{load_all, stock, worker};
 use crate::lan::{self, Found};
 use crate::private;
 use anyhow::{Context, bail};
@@ -13,7 +13,7 @@ use std::hash::{BuildHasher, RandomState};
 use std::io::{BufRead, IsTerminal, Write, stderr, stdin};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
-use weir_node::{Credentials, Worker, WorkerError};
+use weir_node::{Credentials, Machine, Stock, Worker, WorkerError};
 use weir_transport::{DialError, Dialer, Fingerprint, Identity, JoinLink, JoinToken, RefusalCode, code};
 
 /// Waits between attempts to reach the scheduler, each of random length up to twice the one before.
@@ -39,6 +39,7 @@ in by `weir admit CODE` there. Connections go out only, so that it works behind 
 Examples:
   weir join --lan
   weir join weir://192.168.1.5:8484/4e0c.../9a31... --model qwen2.5-coder-0.5b
+  weir join weir://192.168.1.5:8484/4e0c.../9a31...      loads models of the catalog as they are asked for
   weir join                              the cluster joined before, again")]
 pub(super) struct Join {
     /// The join link; the cluster joined before where none
@@ -52,6 +53,10 @@ pub(super) struct Join {
     /// A catalog name or a path to a .gguf; may be given several times
     #[arg(short, long, value_name = "MODEL")]
     model: Vec<String>,
+    /// A model that this machine may be told to load; where none is named, with neither --model nor --offer, all of the
+    /// catalog. May be given several times
+    #[arg(long, value_name = "MODEL")]
+    offer: Vec<String>,
     /// What the node is called [default: the machine's name]
     #[arg(long, value_name = "NAME")]
     name: Option<String>,
@@ -93,21 +98,33 @@ impl Join {
             true => nearby(&folder, self.scheduler.as_deref())?,
             false => belonging(&folder, self.link)?,
         };
-        let names = match self.model.as_slice() {
-            [] => vec![None],
-            named => named.iter().map(|n| Some(n.as_str())).collect(),
+        let named: Vec<&str> = match self.model.as_slice() {
+            [] => config.model.iter().map(String::as_str).collect(),
+            named => named.iter().map(String::as_str).collect(),
         };
-        let models = names.into_iter().map(|n| find(config, n)).collect::<anyhow::Result<Vec<_>>>()?;
+        let models = named.iter().map(|n| find(config, Some(n))).collect::<anyhow::Result<Vec<_>>>()?;
+        let device = device_options(config);
+        let (description, memory) = device.survey()?;
+        let machine = Machine {
+            devices: vec![description],
+            memory,
+            bandwidth: bench::memory_bandwidth(config.threads),
+            price: config.price(),
+        };
+        let stock = match named.is_empty() || !self.offer.is_empty() {
+            true => stock(store(config)?, &self.offer, device)?,
+            false => Stock::none(),
+        };
         let name = self.name.unwrap_or_else(|| gethostname::gethostname().to_string_lossy().into_owned());
         super::runtime()?.block_on(async {
-            let worker = worker(&name, load_all(models, device_options(config)).await?);
+            let worker = worker(&name, machine, load_all(models, device).await?, stock);
             let dialer = Dialer::new()?;
             let asked = tokio::select! {
                 failed = serve(&worker, &dialer, &belonging, &name, &folder) => return failed,
                 asked = leave(&worker) => asked,
             };
             dialer.linger().await;
-            let residents = worker.residents().to_vec();
+            let residents = worker.residents();
             tokio::task::spawn_blocking(move || residents.iter().for_each(|r| r.shutdown())).await?;
             match asked {
                 Asked::Interrupt => Err(Interrupted.into()),

@@ -198,6 +198,7 @@ pub(super) fn device_options(config: &Config) -> DeviceOptions {
             Kv::Q8_0 => KvType::Q8_0,
         },
         context: config.context,
+        memory: config.memory,
         ..DeviceOptions::default()
     }
 }

@@ -12,8 +12,8 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::AbortHandle;
 use tokio::time::{Sleep, sleep_until};
 use weir_scheduler::{
-    Event, Failure, FailureKind, FromNode, Generate, Input, NodeId, Output, Profile, RequestId, Scheduler,
-    Time, ToNode,
+    Event, Failure, FailureKind, FromNode, Generate, Input, ModelId, NodeId, Output, Profile, RequestId,
+    Scheduler, Time, ToNode, Wanted,
 };
 use weir_transport::{Link, Order, PublicKey};
 
@@ -50,6 +50,8 @@ pub(super) enum Command {
     Expel { key: PublicKey, reason: String },
     /// A node with this key gets nothing new, or does again.
     Drain { key: PublicKey, on: bool },
+    /// Somebody is about to ask for a model.
+    Want { model: Wanted, reply: oneshot::Sender<Result<ModelId, Failure>> },
     /// Who is connected.
     Survey(oneshot::Sender<Vec<NodeInfo>>),
     /// What happens from now on.
@@ -87,6 +89,9 @@ struct Conductor {
     origin: Instant,
     clients: HashMap<RequestId, Client>,
     nodes: HashMap<NodeId, Node>,
+    /// Who waits for models, and how many have.
+    wants: HashMap<u64, oneshot::Sender<Result<ModelId, Failure>>>,
+    wants_so_far: u64,
     shelf: Arc<Shelf>,
     news: Newsroom,
     count: watch::Sender<usize>,
@@ -103,10 +108,18 @@ pub(super) fn spawn(
 ) -> watch::Receiver<usize> {
     let (count, nodes) = watch::channel(0);
     let origin = Instant::now();
-    let clients = HashMap::new();
-    let news = Newsroom::default();
-    let conductor =
-        Conductor { scheduler, origin, clients, nodes: HashMap::new(), shelf, news, count, commands };
+    let conductor = Conductor {
+        scheduler,
+        origin,
+        clients: HashMap::new(),
+        nodes: HashMap::new(),
+        wants: HashMap::new(),
+        wants_so_far: 0,
+        shelf,
+        news: Newsroom::default(),
+        count,
+        commands,
+    };
     tokio::spawn(conductor.run(inbox, cancelled));
     nodes
 }
@@ -182,6 +195,11 @@ impl Conductor {
                 for node in self.with_key(key) {
                     self.drain(node, on);
                 }
+            }
+            Command::Want { model, reply } => {
+                self.wants_so_far += 1;
+                self.wants.insert(self.wants_so_far, reply);
+                self.handle(Input::Want { want: self.wants_so_far, model });
             }
             // Whoever asked may have stopped waiting.
             Command::Survey(reply) => _ = reply.send(self.survey()),
@@ -299,6 +317,13 @@ impl Conductor {
                     pump.abort();
                 }
             }
+            Output::Send { node, message } => self.order(node, &message),
+            Output::Found { want, found } => {
+                if let Some(reply) = self.wants.remove(&want) {
+                    // Whoever asked may have stopped waiting.
+                    _ = reply.send(found);
+                }
+            }
             Output::Emit { request, event: event @ Event::Token(_) } => match place.take() {
                 Some((owner, place)) if owner == request => _ = place.send(event),
                 _ => tracing::error!("a token of {request:?} has no place; this is a bug"),
@@ -320,6 +345,14 @@ impl Conductor {
                     self.count.send_replace(self.nodes.len());
                 }
             }
+        }
+    }
+
+    /// Orders may not be lost: a node that doesn't take them is no good.
+    fn order(&mut self, id: NodeId, message: &ToNode) {
+        let (Some(node), Some(order)) = (self.nodes.get(&id), Order::of(message)) else { return };
+        if node.orders.try_send(order).is_err() {
+            node.link.close("it takes no orders");
         }
     }
 

@@ -1,6 +1,7 @@
-//! The models that can be asked for: those whose tokenizer is known and that some node holds.
+//! The models that can be asked for: those whose tokenizer is known and that some node holds. And those that nodes could
+//! load.
 use super::ServedModel;
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use weir_scheduler::{Held, ModelId, NodeId, Profile};
 
@@ -16,6 +17,8 @@ struct Inside {
     known: Vec<Arc<ServedModel>>,
     /// The longest context that each node offers.
     holders: HashMap<ModelId, BTreeMap<NodeId, u32>>,
+    /// What nodes could load, by name, and which nodes.
+    offers: BTreeMap<ModelId, (String, BTreeSet<NodeId>)>,
     /// Whose tokenizers are on their way.
     coming: HashSet<ModelId>,
 }
@@ -42,12 +45,29 @@ impl Shelf {
         inside.known.iter().find(|m| m.name == name && inside.holders.contains_key(&m.id)).cloned()
     }
 
+    /// The model of that id, if a node holds it.
+    pub fn by_id(&self, id: ModelId) -> Option<Arc<ServedModel>> {
+        let inside = self.inside();
+        inside.known.iter().find(|m| m.id == id && inside.holders.contains_key(&m.id)).cloned()
+    }
+
+    /// Names of models that no node holds and some could load.
+    pub fn offers(&self) -> Vec<(String, ModelId)> {
+        let inside = self.inside();
+        let absent = inside.offers.iter().filter(|(id, _)| !inside.holders.contains_key(id));
+        absent.map(|(id, (name, _))| (name.clone(), *id)).collect()
+    }
+
     /// A node holds these models from now on, and no others.
     pub fn hold(&self, node: NodeId, profile: &Profile) {
         let mut inside = self.inside();
         inside.forget(node);
         for held in &profile.models {
             inside.holders.entry(held.model).or_default().insert(node, held.context);
+        }
+        for offer in &profile.offers {
+            let entry = inside.offers.entry(offer.model);
+            entry.or_insert_with(|| (offer.name.clone(), BTreeSet::new())).1.insert(node);
         }
         inside.measure();
     }
@@ -88,6 +108,10 @@ impl Shelf {
 impl Inside {
     fn forget(&mut self, node: NodeId) {
         self.holders.retain(|_, nodes| {
+            nodes.remove(&node);
+            !nodes.is_empty()
+        });
+        self.offers.retain(|_, (_, nodes)| {
             nodes.remove(&node);
             !nodes.is_empty()
         });

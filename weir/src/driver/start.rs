@@ -15,7 +15,7 @@ use weir_backends::cpu::{Cpu, CpuOptions};
 use weir_backends::null::Null;
 use weir_backends::program::{Device, DeviceError};
 use weir_backends::wgpu::Wgpu;
-use weir_node::{Credentials, LoadError, LoadOptions, Loaded, Resident, Worker};
+use weir_node::{Credentials, LoadError, LoadOptions, Loaded, Machine, Resident, Stock, Worker};
 use weir_scheduler::{Fastest, KvType, Limits, ModelId, Scheduler};
 use weir_transport::Link;
 
@@ -155,7 +155,7 @@ pub struct DeviceOptions {
     pub context: Option<u32>,
     /// Sequences that run at once; 16 where none.
     pub slots: Option<u32>,
-    /// Bytes that weights and KV cache of a model may take; what is free, where none.
+    /// Bytes that weights and KV caches may take; what is free, where none.
     pub memory: Option<u64>,
 }
 
@@ -219,6 +219,13 @@ impl DeviceOptions {
         })
     }
 
+    /// The first of the devices, for a person, and the memory that models may take there: what is free now, unless told.
+    pub fn survey(&self) -> Result<(String, u64), DeviceError> {
+        let found = self.devices()?.first().map(|device| device.describe());
+        let (name, free) = found.map(|about| (about.description, about.memory_free)).unwrap_or_default();
+        Ok((name, self.memory.unwrap_or(free)))
+    }
+
     fn load(&self) -> LoadOptions {
         let default = LoadOptions::default();
         LoadOptions {
@@ -250,20 +257,20 @@ pub async fn load_all(models: Vec<ModelSpec>, device: DeviceOptions) -> Result<V
     Ok(loaded)
 }
 
-/// A node that holds these models.
-pub fn worker(name: &str, loaded: Vec<Loaded>) -> Worker {
-    let mut devices: Vec<String> = loaded.iter().map(|l| l.device.clone()).collect();
-    devices.dedup();
+/// A node that holds these models on this machine, and others of `stock` as the scheduler orders.
+pub fn worker(name: &str, mut machine: Machine, loaded: Vec<Loaded>, stock: Stock) -> Worker {
+    machine.devices.extend(loaded.iter().map(|l| l.device.clone()));
+    machine.devices.dedup();
     let residents = loaded.into_iter().map(|l| Resident::new(l.held, l.text, l.engine)).collect();
-    Worker::new(name, devices, residents)
+    Worker::new(name, machine, residents, stock)
 }
 
 pub(super) async fn start(config: DriverConfig) -> Result<Driver, DriverError> {
     let models = if config.no_node { Vec::new() } else { config.models };
     let loaded = load_all(models, config.device).await?;
     let shelf = Shelf::new(loaded.iter().map(served).collect());
-    let worker = worker("local", loaded);
-    let driver = bring_up(shelf, worker.residents().to_vec());
+    let worker = worker("local", Machine::default(), loaded, Stock::none());
+    let driver = bring_up(shelf, worker.residents());
     if !driver.inner.residents.is_empty() {
         let (ours, theirs) = Link::in_memory();
         tokio::spawn(async move {
@@ -278,7 +285,7 @@ pub(super) async fn start(config: DriverConfig) -> Result<Driver, DriverError> {
     Ok(driver)
 }
 
-fn load(spec: &ModelSpec, options: DeviceOptions) -> Result<Loaded, LoadError> {
+pub(super) fn load(spec: &ModelSpec, options: DeviceOptions) -> Result<Loaded, LoadError> {
     match &spec.source {
         ModelSource::File { path, id } => {
             let devices = options.devices()?;

@@ -251,13 +251,19 @@ fn here(info: &NodeInfo) -> Value {
             json!({
                 "name": m.name, "sha256": m.model.to_string(), "alive": m.alive, "running": m.running,
                 "slots": m.slots, "tokens": m.tokens, "token_ms": m.token_time.as_secs_f64() * 1e3,
+                "prefill_tokens_per_s": m.prefill_tokens_per_s, "numerics": m.numerics, "bytes": m.bytes,
+                "pinned": m.pinned, "kv_blocks_free": m.kv_blocks.0, "kv_blocks": m.kv_blocks.1,
             })
         })
         .collect();
     json!({
         "id": info.key.as_ref().map(short), "name": view.name, "guest": view.trust == Trust::Guest,
         "state": if view.draining { "draining" } else { "connected" },
-        "silent_ms": view.silent.as_millis() as u64, "models": models,
+        "silent_ms": view.silent.as_millis() as u64, "devices": view.devices, "memory_free": view.memory_free,
+        "bandwidth": view.bandwidth, "models": models,
+        "loading": view.loading.iter().map(ToString::to_string).collect::<Vec<_>>(),
+        "price": { "prompt_usd_per_mtok": view.price.prompt as f64 / 1e3,
+                   "output_usd_per_mtok": view.price.output as f64 / 1e3 },
     })
 }
 

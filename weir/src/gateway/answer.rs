@@ -2,13 +2,14 @@
 use super::Shared;
 use super::body::Body;
 use super::error::ApiError;
+use super::models;
 use super::prompt::{self, Encoded};
 use super::request::{Api, Request, choice_seed};
 use super::running::{Running, Total};
 use super::stats::Counted;
 use super::stream::{Ends, EventStream, backstop};
 use super::write::{Gathered, Label, Writer};
-use crate::driver::{Ask, Generation};
+use crate::driver::{Ask, Generation, ServedModel};
 use bytes::BytesMut;
 use hyper::Response;
 use hyper::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderName, HeaderValue};
@@ -40,7 +41,19 @@ pub(super) struct Call<'a> {
 pub(super) async fn generate(shared: &Arc<Shared>, call: Call<'_>) -> Result<Response<Body>, ApiError> {
     let (arrived, deadline) = (Instant::now(), backstop(&shared.limits));
     let Call { api, name, body, trace, permit } = call;
-    let (request, prompts) = prepare(shared, api, body).await?;
+    let body = Arc::new(body);
+    let (request, prompts) = match prepare(shared, api, &body, None).await {
+        // Perhaps a node can load it, or it is a class of models.
+        Err(error) if error.is_no_model() => {
+            let Some(wanted) = models::wanted(shared, &body) else { return Err(error) };
+            let model = tokio::select! {
+                model = shared.driver.bring(wanted) => model?,
+                () = shared.cut() => return Err(ApiError::shutting_down()),
+            };
+            prepare(shared, api, &body, Some(model)).await?
+        }
+        prepared => prepared?,
+    };
     let first_by = request.ttft.map(|ttft| arrived + ttft);
     let counted = Counted::new(&shared.stats, request.priority, arrived);
     let running = Running::new(start(shared, &request, &prompts, trace).await?, first_by, counted);
@@ -65,11 +78,17 @@ pub(super) async fn generate(shared: &Arc<Shared>, call: Call<'_>) -> Result<Res
     }
 }
 
-async fn prepare(shared: &Arc<Shared>, api: Api, body: Vec<u8>) -> Result<(Request, Vec<Encoded>), ApiError> {
+/// Reads a request: for `chosen`, or for the model that it names.
+async fn prepare(
+    shared: &Arc<Shared>,
+    api: Api,
+    body: &Arc<Vec<u8>>,
+    chosen: Option<Arc<ServedModel>>,
+) -> Result<(Request, Vec<Encoded>), ApiError> {
     let length = body.len();
-    let shared = shared.clone();
+    let (shared, body) = (shared.clone(), body.clone());
     let work = move || {
-        let mut request = Request::parse(api, &body, &shared)?;
+        let mut request = Request::parse(api, &body, &shared, chosen)?;
         let prompts = prompt::encode(&mut request)?;
         Ok((request, prompts))
     };

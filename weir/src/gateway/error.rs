@@ -41,6 +41,11 @@ impl ApiError {
         ApiError { param: self.param.map(|param| format!("{outer}.{param}").into()), ..self }
     }
 
+    /// Whether it is that the model isn't here.
+    pub(super) fn is_no_model(&self) -> bool {
+        self.code == Some("model_not_found")
+    }
+
     /// 404, with what there is instead.
     pub(super) fn no_model(asked: Option<&str>, known: &[String]) -> ApiError {
         let known = if known.is_empty() {

@@ -5,8 +5,10 @@ use super::error::ApiError;
 use crate::driver::{Driver, ServedModel};
 use hyper::header::{CONTENT_TYPE, HeaderValue};
 use hyper::{Response, StatusCode};
+use serde::Deserialize;
 use serde_json::{Value, json};
 use std::sync::Arc;
+use weir_scheduler::{Class, Wanted};
 
 /// The model called `name`: exactly, or without regard to case, to an owner before it (`owner/name`), to `.gguf` after it;
 /// or of which that is another name.
@@ -17,10 +19,6 @@ pub(super) fn find(shared: &Shared, name: Option<&str>) -> Result<Arc<ServedMode
     if let Some(model) = driver.model(name) {
         return Ok(model);
     }
-    let plain = |name: &str| {
-        let name = name.rsplit('/').next().unwrap_or(name).to_ascii_lowercase();
-        name.strip_suffix(".gguf").map(str::to_owned).unwrap_or(name)
-    };
     let alike = |wanted: &str| {
         let mut alike = driver.models().into_iter().filter(|m| plain(&m.name) == wanted);
         alike.next().filter(|_| alike.next().is_none())
@@ -33,9 +31,39 @@ pub(super) fn find(shared: &Shared, name: Option<&str>) -> Result<Arc<ServedMode
     alike(&wanted).or_else(other).ok_or_else(|| ApiError::no_model(Some(name), &known()))
 }
 
+/// A name without an owner before it and `.gguf` after it, in small letters.
+fn plain(name: &str) -> String {
+    let name = name.rsplit('/').next().unwrap_or(name).to_ascii_lowercase();
+    name.strip_suffix(".gguf").map(str::to_owned).unwrap_or(name)
+}
+
+/// What a request wants whose model no node holds: a class of models, or one that a node could load.
+pub(super) fn wanted(shared: &Shared, body: &[u8]) -> Option<Wanted> {
+    #[derive(Deserialize)]
+    struct Asked {
+        model: String,
+    }
+    let asked: Asked = serde_json::from_slice(body).ok()?;
+    if let Some(class) = Class::named(&asked.model) {
+        return Some(Wanted::Class(class));
+    }
+    let name = plain(&asked.model);
+    let alias = shared.aliases.iter().find(|(alias, _)| plain(alias) == name).map(|(_, known)| plain(known));
+    let offers = shared.driver.offers();
+    let offer = offers.iter().find(|(offered, _)| {
+        let offered = plain(offered);
+        offered == name || alias.as_ref() == Some(&offered)
+    })?;
+    Some(Wanted::Model(offer.1))
+}
+
 /// `GET /v1/models`.
 pub(super) fn list(driver: &Driver) -> Response<Body> {
-    let data: Vec<Value> = driver.models().iter().map(|m| describe(m)).collect();
+    let offered = driver.offers().into_iter().map(|(name, id)| {
+        let weir = json!({ "sha256": id.to_string(), "loaded": false });
+        json!({ "id": name, "object": "model", "created": 0, "owned_by": "weir", "weir": weir })
+    });
+    let data: Vec<Value> = driver.models().iter().map(|m| describe(m)).chain(offered).collect();
     respond(StatusCode::OK, &json!({ "object": "list", "data": data }))
 }
 

@@ -55,9 +55,16 @@ pub(super) enum Prompt {
 const COMPLETION_TOKENS: u32 = 16;
 
 impl Request {
-    pub(super) fn parse(api: Api, body: &[u8], shared: &Shared) -> Result<Request, ApiError> {
+    /// A request for `chosen`, or for the model that it names.
+    pub(super) fn parse(
+        api: Api,
+        body: &[u8],
+        shared: &Shared,
+        chosen: Option<Arc<ServedModel>>,
+    ) -> Result<Request, ApiError> {
         let mut fields = Fields::parse(body)?;
-        let model = super::models::find(shared, fields.string("model")?.as_deref())?;
+        let named = fields.string("model")?;
+        let model = chosen.map_or_else(|| super::models::find(shared, named.as_deref()), Ok)?;
         refuse_unsupported(api, &mut fields)?;
         let prompts = match api {
             Api::Chat => vec![chat_prompt(&mut fields)?],

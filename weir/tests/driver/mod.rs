@@ -5,7 +5,7 @@ use tokio::sync::mpsc::Receiver;
 use tokio::task::JoinSet;
 use weir::driver::{Ask, Driver, DriverConfig, Generation, ModelSpec};
 use weir_backends::null::{NULL_MODEL, Null, NullCost};
-use weir_node::{Credentials, LoadOptions, Resident, Worker};
+use weir_node::{Credentials, LoadOptions, Machine, Resident, Stock, Worker};
 use weir_scheduler::{Event, Failure, FailureKind, Finish, Sampling, Usage};
 use weir_transport::Link;
 
@@ -36,7 +36,7 @@ impl Node {
         let loaded = weir_node::null(&null, LoadOptions::default()).unwrap();
         let engine = loaded.engine.clone();
         let resident = Resident::new(loaded.held, loaded.text, loaded.engine);
-        let worker = Worker::new(name, vec!["null".into()], vec![resident.clone()]);
+        let worker = Worker::new(name, Machine::default(), vec![resident.clone()], Stock::none());
         let (ours, theirs) = Link::in_memory();
         let mut nodes = driver.nodes();
         let before = *nodes.borrow();

@@ -4,7 +4,7 @@ use std::time::{Duration, SystemTime};
 use weir::cluster::{Cluster, Invitation};
 use weir::driver::{Ask, Driver, DriverConfig, Port};
 use weir_backends::null::NULL_MODEL;
-use weir_node::{Credentials, Loaded, Resident, Worker};
+use weir_node::{Credentials, Loaded, Machine, Resident, Stock, Worker};
 use weir_transport::{Dialer, Identity, Link};
 
 /// A request of 64 tokens, for 4.
@@ -57,7 +57,7 @@ impl House {
 
     pub(crate) fn join_by(&self, link: Link, name: &str, loaded: &Loaded, token: &str) {
         let resident = Resident::new(loaded.held.clone(), loaded.text.clone(), loaded.engine.clone());
-        let worker = Worker::new(name, vec!["null".into()], vec![resident]);
+        let worker = Worker::new(name, Machine::default(), vec![resident], Stock::none());
         let proof = link.binding().map(|binding| Identity::generate().unwrap().prove(&binding));
         let credentials = Credentials { proof, token: Some(token.to_owned()), ask: false };
         tokio::spawn(async move { drop(worker.serve(&link, credentials).await) });

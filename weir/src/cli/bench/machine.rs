@@ -22,7 +22,7 @@ pub(super) struct Machine {
 impl Machine {
     /// Takes about half a second and 128 MiB a thread.
     pub(super) fn measure(threads: usize) -> Machine {
-        Machine { threads, bandwidth: bandwidth(threads), sync: sync(threads) }
+        Machine { threads, bandwidth: bandwidth(threads, WORDS), sync: sync(threads) }
     }
 
     /// Seconds that a token takes if nothing but memory and barriers cost: `bytes / (0.92 bandwidth) + steps * sync`.
@@ -31,8 +31,9 @@ impl Machine {
     }
 }
 
-fn bandwidth(threads: usize) -> f64 {
-    let buffers: Vec<Vec<u64>> = (0..threads).map(|t| vec![t as u64 + 1; WORDS]).collect();
+/// Bytes a second that so many threads read from memory together, each so many words.
+pub(super) fn bandwidth(threads: usize, words: usize) -> f64 {
+    let buffers: Vec<Vec<u64>> = (0..threads).map(|t| vec![t as u64 + 1; words]).collect();
     let pass = || {
         let begun = Instant::now();
         std::thread::scope(|scope| {
@@ -43,7 +44,7 @@ fn bandwidth(threads: usize) -> f64 {
         begun.elapsed().as_secs_f64()
     };
     let mut seconds: Vec<f64> = (0..PASSES).map(|_| pass()).collect();
-    (threads * WORDS * size_of::<u64>()) as f64 / super::median(&mut seconds)
+    (threads * words * size_of::<u64>()) as f64 / super::median(&mut seconds)
 }
 
 /// Several sums at once, so that the loop is bound by memory.
