@@ -11,8 +11,8 @@ use tokio::task::JoinSet;
 use tokio::time::{MissedTickBehavior, interval, timeout};
 use weir_backends::engine::EngineHandle;
 use weir_scheduler::{
-    Event, Failure, FailureKind, Generate, Held, ModelId, ModelStatus, Price, Priority, Profile, RequestId,
-    Status, TextId, Token,
+    Event, Failure, FailureKind, Generate, Held, ModelId, ModelStatus, PREFIXES_MAX, Price, Priority,
+    Profile, RequestId, Status, TextId, Token,
 };
 use weir_transport::{
     Fetch, Frame, FrameError, Hello, Link, LinkError, Message, Order, PIECE_MAX, Proof, Refusal, Stream,
@@ -25,6 +25,10 @@ const EVENTS_MAX: usize = 32;
 const TOKENS_MAX: usize = 64;
 /// How long the other end may take to say what a stream is for, or to answer a greeting.
 const GREETING: Duration = Duration::from_secs(10);
+/// How long an engine may take to name the blocks in its cache; without them the scheduler learns them by and by.
+const NAMING: Duration = Duration::from_millis(500);
+/// Models whose cached blocks are named, at most: a profile is not to be long.
+const NAMED_MAX: usize = 4;
 /// A step that takes longer has hung.
 const STEP_MAX: Duration = Duration::from_secs(60);
 
@@ -188,7 +192,13 @@ impl Worker {
         self.welcomes.send_modify(|n| *n += 1);
         let mut orders = 0;
         let mut changed = self.holdings.changed();
-        control.send.send(Frame::profile(&self.profile(orders))).await?;
+        let mut first = self.profile(orders);
+        for held in first.models.iter_mut().take(NAMED_MAX) {
+            let Some(resident) = self.holdings.find(|r| r.held.model == held.model) else { continue };
+            let names = timeout(NAMING, resident.engine.cached_blocks(PREFIXES_MAX));
+            held.prefixes = names.await.unwrap_or_default();
+        }
+        control.send.send(Frame::profile(&first)).await?;
         let mut told = HashMap::new();
         let mut draining = self.draining.subscribe();
         let mut beat = interval(every);

@@ -69,6 +69,15 @@ impl BlockPool {
         self.named.get(&key).map(|&id| (id, self.blocks[id as usize].users > 0))
     }
 
+    /// Names of blocks, those in use first, then those released last; at most so many.
+    pub(crate) fn names(&self, most: usize) -> Vec<BlockKey> {
+        let block = |id: &u32| self.blocks.get(*id as usize);
+        let older = |id: &u32| block(id).map(|block| block.older);
+        let cached = std::iter::successors(Some(self.newest), older).map_while(|id| block(&id));
+        let used = self.blocks.iter().filter(|block| block.users > 0);
+        used.chain(cached).filter_map(|block| block.key).take(most).collect()
+    }
+
     /// A block for new contents: a free one, else the oldest cached one.
     pub(crate) fn allocate(&mut self) -> Option<u32> {
         let id = match self.free.pop() {
@@ -213,5 +222,19 @@ mod tests {
         assert_eq!((pool.free(), pool.cached()), (1, 1));
         assert_eq!(pool.find(key(1)), Some((a, false)));
         pool.check([].iter());
+    }
+
+    #[test]
+    fn names_are_of_blocks_in_use_and_then_of_those_released_last() {
+        let mut pool = BlockPool::new(4);
+        let key = |n: u8| BlockKey([n; 16]);
+        let ids: Vec<u32> = (1..4).map(|_| pool.allocate().unwrap()).collect();
+        ids.iter().zip(1..).for_each(|(id, n)| pool.register(*id, key(n)));
+        assert_eq!(pool.names(9), [key(1), key(2), key(3)]);
+        pool.release(ids[0]);
+        pool.release(ids[1]);
+        assert_eq!(pool.names(9), [key(3), key(2), key(1)]);
+        assert_eq!(pool.names(2), [key(3), key(2)]);
+        assert_eq!(BlockPool::new(2).names(9), []);
     }
 }

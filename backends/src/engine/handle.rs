@@ -6,8 +6,8 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, TryRecvError, channel}
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
-use tokio::sync::mpsc;
-use weir_scheduler::{Event, Failure, FailureKind, Generate, RequestId, Time};
+use tokio::sync::{mpsc, oneshot};
+use weir_scheduler::{BlockKey, Event, Failure, FailureKind, Generate, RequestId, Time};
 
 /// How often a device that computes on its own is asked.
 const POLL: Duration = Duration::from_micros(30);
@@ -45,6 +45,7 @@ struct Shared {
 enum Command {
     Generate(Box<(Generate, mpsc::Sender<Event>)>),
     Cancel(RequestId, u32),
+    Names(usize, oneshot::Sender<Vec<BlockKey>>),
     Shutdown,
 }
 
@@ -97,6 +98,14 @@ impl EngineHandle {
     pub fn cancel(&self, request: RequestId, attempt: u32) {
         // An engine that has ended has no requests either.
         _ = self.owner.commands.send(Command::Cancel(request, attempt));
+    }
+
+    /// Names of blocks in its KV cache, at most so many: those in use, and those used last. It answers between two steps;
+    /// one that has ended has none.
+    pub async fn cached_blocks(&self, most: usize) -> Vec<BlockKey> {
+        let (reply, names) = oneshot::channel();
+        _ = self.owner.commands.send(Command::Names(most, reply));
+        names.await.unwrap_or_default()
     }
 
     /// How it is doing.
@@ -231,6 +240,11 @@ impl Driver {
             }
             Command::Cancel(request, attempt) => {
                 self.engine.cancel(request, attempt);
+                true
+            }
+            Command::Names(most, reply) => {
+                // Whoever asked may have stopped waiting.
+                _ = reply.send(self.engine.pool.names(most));
                 true
             }
             Command::Shutdown => false,

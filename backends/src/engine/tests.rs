@@ -5,7 +5,7 @@ use crate::null::{NULL_MODEL, Null};
 use crate::program::{Batch, Program};
 use std::collections::HashMap;
 use tokio::sync::mpsc::{Receiver, channel, error::TryRecvError};
-use weir_scheduler::{KvType, Priority, Sampling, Usage};
+use weir_scheduler::{KvType, Priority, Usage};
 
 /// SplitMix64.
 struct Random(u64);
@@ -27,23 +27,7 @@ impl Random {
 }
 
 fn ask(request: u64, prompt: Vec<u32>, max_tokens: u32) -> Generate {
-    Generate {
-        request: RequestId(request),
-        attempt: 0,
-        model: NULL_MODEL,
-        prompt,
-        output: Vec::new(),
-        sampling: Sampling::default(),
-        max_tokens,
-        stop: Vec::new(),
-        ignore_eos: false,
-        priority: Priority::Normal,
-        deadline: None,
-        salt: 0,
-        key: Default::default(),
-        tags: Vec::new(),
-        trace: Default::default(),
-    }
+    Generate { request: RequestId(request), ..Generate::new(NULL_MODEL, prompt, max_tokens) }
 }
 
 fn config(blocks: u32, slots: u32, rows: u32) -> EngineConfig {

@@ -14,29 +14,17 @@ use weir_backends::null::Null;
 use weir_backends::plan::Plan;
 use weir_backends::program::{Device, KvLayout};
 use weir_backends::reference::Reference;
-use weir_scheduler::{
-    Event, FailureKind, Generate, KeyId, KvType, ModelId, Priority, RequestId, Sampling, Time, TraceContext,
-};
+use weir_scheduler::{Event, FailureKind, Generate, KvType, ModelId, RequestId, Sampling, Time};
 
 const MODEL: ModelId = ModelId([7; 32]);
 
 fn ask(request: u64, prompt: Vec<u32>, max_tokens: u32) -> Generate {
+    let sampling = Sampling { seed: request, temperature: (request % 2) as f32, ..Sampling::default() };
     Generate {
         request: RequestId(request),
-        attempt: 0,
-        model: MODEL,
-        prompt,
-        output: Vec::new(),
-        sampling: Sampling { seed: request, temperature: (request % 2) as f32, ..Sampling::default() },
-        max_tokens,
-        stop: Vec::new(),
+        sampling,
         ignore_eos: true,
-        priority: Priority::Normal,
-        deadline: None,
-        salt: 0,
-        key: KeyId(0),
-        tags: Vec::new(),
-        trace: TraceContext::default(),
+        ..Generate::new(MODEL, prompt, max_tokens)
     }
 }
 
