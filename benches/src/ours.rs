@@ -12,9 +12,7 @@ use weir_backends::plan::Plan;
 use weir_backends::program::{
     Batch, Device, Input, KvLayout, Program, SampleSpec, Segment, SegmentOutput, StepOutput, StepTime, Want,
 };
-use weir_scheduler::{
-    BLOCK_TOKENS, Event, Generate, KeyId, KvType, ModelId, Priority, RequestId, Sampling, TraceContext,
-};
+use weir_scheduler::{BLOCK_TOKENS, Event, Generate, KvType, ModelId, RequestId};
 
 /// KV blocks of one stream: enough for the longest workload.
 const BLOCKS: u32 = PREFILL.div_ceil(BLOCK_TOKENS as u32) + 1;
@@ -169,22 +167,11 @@ impl ThroughEngine {
     fn ask(&mut self, prompt: u32, output: u32) -> Generate {
         self.requests += 1;
         let shift = 97 * self.requests as u32;
+        let prompt = (0..prompt).map(|i| token(i + shift, self.vocab)).collect();
         Generate {
             request: RequestId(self.requests),
-            attempt: 0,
-            model: self.model,
-            prompt: (0..prompt).map(|i| token(i + shift, self.vocab)).collect(),
-            output: Vec::new(),
-            sampling: Sampling::default(),
-            max_tokens: output,
-            stop: Vec::new(),
             ignore_eos: true,
-            priority: Priority::Normal,
-            deadline: None,
-            salt: 0,
-            key: KeyId::default(),
-            tags: Vec::new(),
-            trace: TraceContext::default(),
+            ..Generate::new(self.model, prompt, output)
         }
     }
 

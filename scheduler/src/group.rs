@@ -88,6 +88,11 @@ impl Group {
         }
     }
 
+    /// How many hold it.
+    pub fn len(&self) -> usize {
+        self.holders.len()
+    }
+
     /// Nobody holds it.
     pub fn is_empty(&self) -> bool {
         self.holders.is_empty()

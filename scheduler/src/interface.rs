@@ -1,5 +1,7 @@
 //! What goes into the state machine and what comes out of it.
-use crate::{Event, Failure, FromNode, Generate, ModelId, NodeId, Price, Profile, RequestId, ToNode, Trust};
+use crate::{
+    Event, Failure, FromNode, Generate, KeyId, ModelId, NodeId, Price, Profile, RequestId, ToNode, Trust,
+};
 use std::time::Duration;
 
 /// What happened.
@@ -62,6 +64,15 @@ pub enum Input {
         /// Which.
         model: Wanted,
     },
+    /// What a key may spend in all, and what it has spent so far; without a limit where none. Billionths of a dollar.
+    Budget {
+        /// Whose.
+        key: KeyId,
+        /// In all.
+        limit: Option<u64>,
+        /// Of that, so far.
+        spent: u64,
+    },
     /// The time of [`crate::Scheduler::wake_at`] has come.
     Tick,
 }
@@ -111,12 +122,24 @@ pub enum Output {
         /// What.
         message: ToNode,
     },
-    /// Tell the client. `Finished` or `Failed` comes once for each request, and nothing after it.
+    /// Tell the client. `Finished` or `Failed` comes once for each request, and nothing after it. Where
+    /// [`RequestId::is_own`] there is no client; what comes is said all the same.
     Emit {
         /// Whose.
         request: RequestId,
         /// What.
         event: Event,
+    },
+    /// What an attempt at a request cost: for whoever keeps a key's account. Nothing is said of what cost nothing.
+    Spent {
+        /// Whose.
+        key: KeyId,
+        /// For which request.
+        request: RequestId,
+        /// For which attempt at it.
+        attempt: u32,
+        /// Billionths of a dollar.
+        amount: u64,
     },
     /// What came of an [`Input::Want`]: a node holds this model now, or why none will. Once for each.
     Found {
@@ -159,6 +182,13 @@ pub struct Limits {
     pub stalls_max: u32,
     /// Tokens of output that a request is expected to have, before there is experience.
     pub output_guess: u32,
+    /// A request that somebody watches goes to a second node when nothing has come of it for so many times the
+    /// predicted time, and for [`Limits::hedge_min`].
+    pub hedge_times: u32,
+    /// See [`Limits::hedge_times`].
+    pub hedge_min: Duration,
+    /// One in so many of a guest's greedy answers is checked.
+    pub check_one_in: u32,
     /// [`Input::Want`]s that wait for a model, at most; and for how long.
     pub wants_max: usize,
     /// See [`Limits::wants_max`].
@@ -186,6 +216,9 @@ impl Default for Limits {
             stall_times: 16,
             stalls_max: 12,
             output_guess: 256,
+            hedge_times: 3,
+            hedge_min: Duration::from_secs(1),
+            check_one_in: 16,
             wants_max: 1024,
             load_wait: Duration::from_secs(600),
             settle: Duration::from_secs(10),
@@ -203,6 +236,10 @@ pub struct Load {
     pub nodes: usize,
     /// Requests that nodes work on.
     pub running: usize,
+    /// Of those, the ones that two nodes work on.
+    pub hedged: usize,
+    /// Of all, the scheduler's own.
+    pub checks: usize,
     /// Requests that wait for a node.
     pub waiting: usize,
 }

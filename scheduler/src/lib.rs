@@ -10,6 +10,7 @@ mod block;
 mod breaker;
 mod group;
 mod interface;
+mod ledger;
 mod memory;
 mod node;
 mod policy;
@@ -21,6 +22,7 @@ mod time;
 
 pub use block::{BLOCK_TOKENS, BlockKey, KvType, chain};
 pub use interface::{Class, Input, Limits, Load, ModelView, NodeView, Output, Wanted};
+pub use ledger::Balance;
 pub use node::{
     FromNode, Held, Loading, ModelStatus, Offered, PREFIXES_MAX, Price, Profile, Rates, Status, TextId,
     ToNode, Trust,

@@ -22,6 +22,10 @@ pub struct Offer<'a> {
     pub ttft: Duration,
     /// Predicted time to the last token.
     pub total: Duration,
+    /// What it would cost, by expectation; billionths of a dollar.
+    pub cost: u64,
+    /// The first token would come later than the request wants it.
+    pub late: bool,
     /// What the requests that run there already would lose by it, all together.
     pub burden: Duration,
     /// The request's earlier tokens, if any, came from the same numerics: the same tokens follow.
@@ -44,6 +48,9 @@ pub struct Fastest;
 /// Seconds that a change of numerics is worth: more than any prediction.
 const OTHER_NUMERICS_S: f64 = 1e6;
 
+/// And a first token in time: more than most predictions.
+const LATE_S: f64 = 1e3;
+
 impl Policy for Fastest {
     fn admits(&self, ask: &Generate, offer: &Offer<'_>) -> Result<(), String> {
         match offer.trust == Trust::Guest && ask.tags.iter().any(|(name, _)| name == PRIVATE) {
@@ -53,6 +60,8 @@ impl Policy for Fastest {
     }
 
     fn cost(&self, _: &Generate, offer: &Offer<'_>) -> f64 {
-        (offer.total + offer.burden).as_secs_f64() + if offer.same_numerics { 0.0 } else { OTHER_NUMERICS_S }
+        let other_numerics = if offer.same_numerics { 0.0 } else { OTHER_NUMERICS_S };
+        let late = if offer.late { LATE_S } else { 0.0 };
+        (offer.total + offer.burden).as_secs_f64() + other_numerics + late
     }
 }

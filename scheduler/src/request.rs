@@ -10,6 +10,16 @@ pub struct NodeId(pub u64);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct RequestId(pub u64);
 
+impl RequestId {
+    /// Requests of the scheduler itself, which nobody waits for, have this bit in their numbers; no other has.
+    pub const OWN: u64 = 1 << 63;
+
+    /// Whether it is the scheduler's own.
+    pub fn is_own(self) -> bool {
+        self.0 & RequestId::OWN != 0
+    }
+}
+
 /// The API key a request came with; 0 is nobody's.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct KeyId(pub u64);
@@ -122,6 +132,8 @@ pub struct Generate {
     pub priority: Priority,
     /// Time left when it was sent; past it the node gives up.
     pub deadline: Option<Duration>,
+    /// The first token must come within this after it was submitted; nodes aren't told.
+    pub ttft: Option<Duration>,
     /// Tenants with different salts share no KV blocks.
     pub salt: u64,
     /// On whose behalf.
@@ -148,6 +160,7 @@ impl Generate {
             ignore_eos: false,
             priority: Priority::Normal,
             deadline: None,
+            ttft: None,
             salt: 0,
             key: KeyId(0),
             tags: Vec::new(),

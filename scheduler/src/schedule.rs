@@ -1,13 +1,19 @@
 //! The state machine: requests and what nodes say go in, what to send and what to tell clients comes out.
+mod audit;
+mod events;
+mod hedge;
 mod placement;
 mod residency;
+mod timers;
 
-use crate::pool::{BUSY_PAUSE, Place, Pool};
+use crate::ledger::Ledger;
+use crate::pool::{Place, Pool};
 use crate::serving::Prediction;
 use crate::{
-    BLOCK_TOKENS, BlockKey, Event, Failure, FailureKind, FromNode, Generate, Input, KvType, Limits, Load,
-    ModelId, NodeId, NodeView, Output, Policy, Priority, RequestId, Time, ToNode, Token, chain,
+    Balance, BlockKey, Event, Failure, FailureKind, FromNode, Generate, Input, KeyId, KvType, Limits, Load,
+    ModelId, NodeId, NodeView, Output, Policy, Price, Priority, RequestId, Time, ToNode, chain,
 };
+use audit::Audit;
 use residency::Residency;
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -29,6 +35,8 @@ pub struct Scheduler {
     /// By model: who waits, most important and then oldest first.
     waiting: BTreeMap<ModelId, BTreeSet<Turn>>,
     waiting_total: usize,
+    ledger: Ledger,
+    audit: Audit,
     residency: Residency,
     timers: BTreeSet<(Time, Timer)>,
     outputs: VecDeque<Output>,
@@ -59,7 +67,11 @@ struct Request {
     /// Of its prompt's blocks.
     keys: Vec<BlockKey>,
     deadline: Option<Time>,
+    /// No use in a first token after this.
+    first_by: Option<Time>,
     phase: Phase,
+    /// The same again on another node, while neither has a token: who has one first goes on.
+    rival: Option<Run>,
     /// Nodes that failed it, and what the last of them said.
     tried: Vec<NodeId>,
     trouble: Option<String>,
@@ -84,7 +96,13 @@ enum Phase {
 
 struct Run {
     node: NodeId,
+    attempt: u32,
+    price: Price,
     sent: Time,
+    /// It is slow if nothing has come by then, and another node may try.
+    hedge_at: Option<Time>,
+    /// Tokens that it began with.
+    given: u64,
     predicted: Prediction,
     /// Prompt tokens in the node's queue on our account; 0 once the first token is here.
     queued: u64,
@@ -104,6 +122,14 @@ impl Run {
     }
 }
 
+impl Request {
+    /// Where it runs.
+    fn runs(&self) -> impl Iterator<Item = &Run> {
+        let run = if let Phase::Running(run) = &self.phase { Some(run) } else { None };
+        run.into_iter().chain(&self.rival)
+    }
+}
+
 impl Scheduler {
     /// A scheduler without nodes. From equal seeds and inputs come equal outputs.
     pub fn new(limits: Limits, policy: Box<dyn Policy>, seed: u64) -> Scheduler {
@@ -113,6 +139,8 @@ impl Scheduler {
             requests: BTreeMap::new(),
             waiting: BTreeMap::new(),
             waiting_total: 0,
+            ledger: Ledger::default(),
+            audit: Audit::default(),
             residency: Residency::default(),
             timers: BTreeSet::new(),
             outputs: VecDeque::new(),
@@ -128,13 +156,16 @@ impl Scheduler {
         match input {
             Input::Submit(ask) => self.submit(now, ask),
             Input::Cancel(request) => {
-                self.stop_running(request);
+                self.stop_running(now, request);
                 self.end_failed(now, request, FailureKind::Cancelled, "the client cancelled it".into());
             }
             Input::Reader { request, behind } => self.reader(now, request, behind),
             Input::Connected { node, profile } => {
                 self.pool.profile(now, node, profile);
                 self.timers.insert((now + self.limits.suspect_after, Timer::Node(node)));
+                if self.pool.guest(node).is_some_and(|guest| self.audit.is_refuted(guest)) {
+                    return self.refuse(now, node);
+                }
                 self.retry_all(now, node);
                 self.look_after_all(now);
             }
@@ -149,6 +180,11 @@ impl Scheduler {
                     true => self.vacate(now, node),
                     false => self.retry_all(now, node),
                 }
+            }
+            Input::Budget { key, limit, spent } => {
+                self.ledger.open(key, limit, spent);
+                let models: Vec<ModelId> = self.waiting.keys().copied().collect();
+                models.into_iter().for_each(|model| self.retry(now, model, true));
             }
             Input::Want { want, model } => self.want(now, want, model),
             Input::Tick => self.tick(now),
@@ -170,8 +206,21 @@ impl Scheduler {
         Load {
             nodes: self.pool.len(),
             running: self.requests.len() - self.waiting_total,
+            checks: self.requests.range(RequestId(RequestId::OWN)..).count(),
+            hedged: self.requests.values().filter(|r| r.rival.is_some()).count(),
             waiting: self.waiting_total,
         }
+    }
+
+    /// What a key has spent and may spend.
+    pub fn balance(&self, key: KeyId) -> Balance {
+        self.ledger.balance(key)
+    }
+
+    /// Panics unless the books agree with what runs. For tests.
+    pub fn check(&self) {
+        let load = self.load();
+        self.ledger.check(load.running + load.hedged);
     }
 
     /// All nodes, for a person.
@@ -185,6 +234,8 @@ impl Scheduler {
         let entry = Request {
             submitted: now,
             deadline: ask.deadline.map(|left| now + left),
+            first_by: ask.ttft.map(|left| now + left),
+            rival: None,
             phase: Phase::Waiting { until: None },
             tried: Vec::new(),
             trouble: None,
@@ -224,6 +275,7 @@ impl Scheduler {
         match from {
             FromNode::Profile(profile) => {
                 self.pool.profile(now, node, profile);
+                self.clear_out(now, node);
                 self.retry_all(now, node);
                 self.look_after_all(now);
             }
@@ -242,12 +294,31 @@ impl Scheduler {
         }
     }
 
+    /// Moves what runs on a node of models that it doesn't hold any more.
+    fn clear_out(&mut self, now: Time, node: NodeId) {
+        let (name, held) = (self.node_name(node), self.pool.models_of(node));
+        let on_node: Vec<RequestId> =
+            self.pool.node(node).map(|n| n.requests.iter().copied().collect()).unwrap_or_default();
+        for id in on_node {
+            let Some(request) = self.requests.get_mut(&id).filter(|r| !held.contains(&r.ask.model)) else {
+                continue;
+            };
+            request.bereft = true;
+            if !self.falls_back(now, id, node, true) {
+                self.stop_running(now, id);
+                self.displace(now, id, format!("node {name} let go of the model"));
+            }
+        }
+    }
+
     fn engine_died(&mut self, now: Time, node: NodeId, model: ModelId) {
         let name = self.node_name(node);
         let on_node: Vec<RequestId> =
             self.pool.node(node).map(|n| n.requests.iter().copied().collect()).unwrap_or_default();
         for request in on_node {
-            if self.requests.get(&request).is_some_and(|r| r.ask.model == model) {
+            if self.requests.get(&request).is_some_and(|r| r.ask.model == model)
+                && !self.falls_back(now, request, node, false)
+            {
                 self.displace(now, request, format!("the engine of node {name} died"));
             }
         }
@@ -256,7 +327,11 @@ impl Scheduler {
 
     fn broken(&mut self, now: Time, node: NodeId, id: RequestId, attempt: u32, reason: String) {
         let Some(request) = self.requests.get_mut(&id) else { return };
-        if matches!(&request.phase, Phase::Running(run) if run.node == node) && request.ask.attempt == attempt
+        if !request.runs().any(|run| (run.node, run.attempt) == (node, attempt)) {
+            return;
+        }
+        if !self.falls_back(now, id, node, false)
+            && let Some(request) = self.requests.get_mut(&id)
         {
             request.bereft = true;
             self.displace(now, id, reason);
@@ -268,10 +343,13 @@ impl Scheduler {
         let running: Vec<RequestId> =
             self.pool.node(node).map(|n| n.requests.iter().copied().collect()).unwrap_or_default();
         for id in running {
+            if self.falls_back(now, id, node, true) {
+                continue;
+            }
             if let Place::On(elsewhere, _) = self.search(now, id, Some(node))
                 && elsewhere != node
             {
-                self.stop_running(id);
+                self.stop_running(now, id);
                 self.requeue(now, id, None);
                 self.place(now, id);
             }
@@ -282,6 +360,9 @@ impl Scheduler {
         let models = self.pool.models_of(id);
         let Some(node) = self.pool.remove(now, id) else { return };
         for request in node.requests {
+            if self.falls_back(now, request, id, false) {
+                continue;
+            }
             if let Some(request) = self.requests.get_mut(&request) {
                 request.bereft = true;
             }
@@ -296,129 +377,13 @@ impl Scheduler {
         self.pool.node(id).map(|n| n.name.clone()).unwrap_or_default()
     }
 
-    // Events of requests
-
-    fn event(&mut self, now: Time, node: NodeId, id: RequestId, attempt: u32, event: Event) {
-        let Some(request) = self.requests.get_mut(&id) else { return };
-        let Phase::Running(run) = &mut request.phase else { return };
-        if run.node != node || request.ask.attempt != attempt {
-            return;
-        }
-        run.last = now;
-        run.stalls = 0;
-        let tokens = u64::from(matches!(event, Event::Token(_)));
-        self.pool.progressed(now, node, request.ask.model, tokens);
-        match event {
-            Event::Token(token) => self.token(now, id, token),
-            Event::Finished { .. } => {
-                self.note_finish(now, id, &event);
-                self.end(now, id, event);
-            }
-            Event::Failed(failure) => self.node_failed(now, node, id, failure),
-        }
-    }
-
-    fn token(&mut self, now: Time, id: RequestId, token: Token) {
-        let Some(request) = self.requests.get_mut(&id) else { return };
-        let Phase::Running(run) = &mut request.phase else { return };
-        let next = request.ask.output.len() as u64;
-        if u64::from(token.position) < next {
-            return;
-        }
-        if u64::from(token.position) > next || next >= u64::from(request.ask.max_tokens) {
-            let reason = format!("a node sent token {} where {next} was due", token.position);
-            let node = run.node;
-            self.pool.failed(now, node);
-            self.stop_running(id);
-            return self.displace(now, id, reason);
-        }
-        if run.first.is_none() {
-            run.first = Some(now);
-            let observed = now.since(run.sent);
-            self.pool.remember(run.node, request.ask.model, &request.keys);
-            self.pool.first_token(
-                now,
-                run.node,
-                request.ask.model,
-                run.queued,
-                run.predicted.stated_ttft,
-                observed,
-            );
-            run.queued = 0;
-            if request.numerics.is_none() {
-                request.numerics = self.pool.numerics(run.node, request.ask.model).map(str::to_owned);
-            }
-        }
-        run.tokens += 1;
-        request.ask.output.push(token.id);
-        self.outputs.push_back(Output::Emit { request: id, event: Event::Token(token) });
-    }
-
-    fn note_finish(&mut self, now: Time, id: RequestId, event: &Event) {
-        let Some(request) = self.requests.get(&id) else { return };
-        let Phase::Running(run) = &request.phase else { return };
-        let (node, ask) = (run.node, &request.ask);
-        self.pool.worked(now, node);
-        if let Event::Finished { usage, .. } = event
-            && u64::from(usage.cached_tokens) + (BLOCK_TOKENS as u64) < run.predicted.cached
-        {
-            // Our reckoning of its cache was wrong.
-            self.pool.forget(node, ask.model, &request.keys);
-        } else {
-            // The next turn of a conversation begins with this one.
-            let whole = [ask.prompt.as_slice(), &ask.output].concat();
-            let keys: Vec<BlockKey> =
-                chain(ask.model, KvType::F16, ask.salt, &whole).take(KEYS_MAX).collect();
-            self.pool.remember(node, ask.model, &keys);
-        }
-        let tokens = request.ask.output.len() as f64;
-        self.expected_output += 0.1 * (tokens - self.expected_output);
-        if let Some(first) = run.first.filter(|_| run.tokens >= 8 && !run.held_up) {
-            let pace = run.last.since(first) / (run.tokens - 1);
-            self.pool.observe_pace(now, run.node, request.ask.model, run.predicted.stated_token_time, pace);
-        }
-    }
-
-    fn node_failed(&mut self, now: Time, node: NodeId, id: RequestId, failure: Failure) {
-        let Some(request) = self.requests.get_mut(&id) else { return };
-        let model = request.ask.model;
-        match failure.kind {
-            FailureKind::Invalid | FailureKind::Deadline => self.end(now, id, Event::Failed(failure)),
-            FailureKind::Busy if request.busy < self.limits.busy_max => {
-                request.busy += 1;
-                self.pool.busy(now, node, model);
-                self.requeue(now, id, Some(now + BUSY_PAUSE));
-                self.place(now, id);
-            }
-            FailureKind::Busy => self.end(now, id, Event::Failed(failure)),
-            FailureKind::NoModel => {
-                self.pool.drop_model(node, model);
-                self.displace(now, id, failure.message);
-            }
-            FailureKind::Cancelled | FailureKind::Internal => {
-                self.pool.failed(now, node);
-                self.displace(now, id, failure.message);
-            }
-        }
-    }
-
-    /// Takes a request from a node that failed it; it goes on elsewhere, or ends.
-    fn displace(&mut self, now: Time, id: RequestId, reason: String) {
-        let Some(request) = self.requests.get_mut(&id) else { return };
-        if let Phase::Running(run) = &request.phase {
-            request.tried.push(run.node);
-        }
-        request.trouble = Some(reason);
-        self.requeue(now, id, None);
-        self.place(now, id);
-    }
-
     // Ends
 
     /// Tells the node to stop, if it runs.
-    fn stop_running(&mut self, id: RequestId) {
-        let Some(Request { phase: Phase::Running(run), ask, .. }) = self.requests.get(&id) else { return };
-        let message = ToNode::Cancel { request: id, attempt: ask.attempt };
+    fn stop_running(&mut self, now: Time, id: RequestId) {
+        self.drop_rival(now, id);
+        let Some(Request { phase: Phase::Running(run), .. }) = self.requests.get(&id) else { return };
+        let message = ToNode::Cancel { request: id, attempt: run.attempt };
         self.outputs.push_back(Output::Send { node: run.node, message });
     }
 
@@ -427,122 +392,16 @@ impl Scheduler {
     }
 
     fn end(&mut self, now: Time, id: RequestId, event: Event) {
+        self.drop_rival(now, id);
         self.dequeue(id);
         let Some(request) = self.requests.remove(&id) else { return };
         if let Some(at) = request.timer {
             self.timers.remove(&(at, Timer::Request(id)));
         }
-        self.outputs.push_back(Output::Emit { request: id, event });
+        self.emit(now, id, event);
         if let Phase::Running(run) = request.phase {
-            self.pool.release(now, run.node, &request.ask, run.queued);
+            self.leave(now, &request.ask, &run);
             self.retry(now, request.ask.model, false);
-        }
-    }
-
-    // Time
-
-    /// When a request needs a look.
-    fn due(&self, request: &Request) -> Option<Time> {
-        let by_phase = match &request.phase {
-            Phase::Waiting { until } => [*until, request.orphaned].into_iter().flatten().min(),
-            Phase::Running(_) if request.reader_behind => None,
-            Phase::Running(run) => {
-                let heard = run.last.max(self.pool.progress(run.node, request.ask.model)).max(self.excused);
-                Some(heard + run.patience(&self.limits))
-            }
-        };
-        [by_phase, request.deadline].into_iter().flatten().min()
-    }
-
-    /// Sees to it that a request's timer isn't later than it must be. A timer that is too early is put off when it
-    /// goes off, so that a token doesn't cost a change of timers.
-    fn arm(&mut self, id: RequestId) {
-        let Some(request) = self.requests.get(&id) else { return };
-        let Some(due) = self.due(request) else { return };
-        if request.timer.is_some_and(|at| at <= due) {
-            return;
-        }
-        if let Some(at) = request.timer {
-            self.timers.remove(&(at, Timer::Request(id)));
-        }
-        self.timers.insert((due, Timer::Request(id)));
-        if let Some(request) = self.requests.get_mut(&id) {
-            request.timer = Some(due);
-        }
-    }
-
-    fn tick(&mut self, now: Time) {
-        if self.wake_at().is_some_and(|due| now.since(due) > self.limits.suspect_after / 2) {
-            self.excused = now;
-        }
-        while let Some((at, timer)) = self.timers.first().copied().filter(|(at, _)| *at <= now) {
-            self.timers.remove(&(at, timer));
-            match timer {
-                Timer::Request(id) => self.request_due(now, id),
-                Timer::Node(id) => self.node_due(now, id),
-                Timer::Residency => self.residency_due(now),
-            }
-        }
-    }
-
-    fn node_due(&mut self, now: Time, id: NodeId) {
-        let Some(node) = self.pool.node(id) else { return };
-        let heard = node.heard.max(self.excused);
-        let suspected = heard + self.limits.suspect_after;
-        if now < suspected {
-            self.timers.insert((suspected, Timer::Node(id)));
-            return;
-        }
-        let lost = heard + self.limits.lost_after;
-        if now < lost {
-            // Perhaps it comes back; but those who can go on elsewhere needn't wait for that.
-            self.pool.suspect(now, id);
-            self.vacate(now, id);
-            self.timers.insert((lost.min(now + self.limits.suspect_after), Timer::Node(id)));
-            return;
-        }
-        let reason = format!("not heard of for {} s", now.since(node.heard).as_secs());
-        self.lost(now, id, &reason);
-        self.outputs.push_back(Output::Disconnect { node: id, reason });
-    }
-
-    fn request_due(&mut self, now: Time, id: RequestId) {
-        let Some(request) = self.requests.get_mut(&id) else { return };
-        request.timer = None;
-        if request.deadline.is_some_and(|deadline| deadline <= now) {
-            self.stop_running(id);
-            return self.end_failed(now, id, FailureKind::Deadline, "its deadline passed".into());
-        }
-        let Some(request) = self.requests.get(&id) else { return };
-        match &request.phase {
-            Phase::Running(run) if self.due(request).is_some_and(|due| due <= now) => {
-                let node = run.node;
-                self.stalled(now, id, node);
-            }
-            Phase::Running(_) => {}
-            Phase::Waiting { .. } => {
-                self.place(now, id);
-            }
-        }
-        self.arm(id);
-    }
-
-    /// Nothing has come of it for long: it goes on elsewhere, if there is room right now.
-    fn stalled(&mut self, now: Time, id: RequestId, node: NodeId) {
-        let reason = format!("node {} made no progress", self.node_name(node));
-        let elsewhere = self.search(now, id, Some(node));
-        let Some(request) = self.requests.get_mut(&id) else { return };
-        let Phase::Running(run) = &mut request.phase else { return };
-        run.stalls += 1;
-        run.last = now;
-        if matches!(elsewhere, Place::On(..)) {
-            self.pool.failed(now, node);
-            self.stop_running(id);
-            self.displace(now, id, reason);
-        } else if run.stalls >= self.limits.stalls_max {
-            self.stop_running(id);
-            let message = format!("{reason} for long; no other node can go on with it");
-            self.end_failed(now, id, FailureKind::Internal, message);
         }
     }
 }

@@ -12,7 +12,7 @@ use tokio::runtime::Runtime;
 use weir_backends::load::LoadOptions;
 use weir_backends::null::Null;
 use weir_benches::load::{self, Load};
-use weir_node::{Credentials, Resident, Worker};
+use weir_node::{Credentials, Machine, Resident, Stock, Worker};
 use weir_transport::{Dialer, Identity, JoinLink};
 
 const HELP: &str = "\
@@ -138,7 +138,7 @@ fn weir(program: &Path, runtime: &Runtime, nodes: usize, null: &Null, slots: u32
         let options = LoadOptions { slots, ..LoadOptions::default() };
         let loaded = weir_node::null(null, options)?;
         let resident = Resident::new(loaded.held, loaded.text, loaded.engine);
-        let worker = Worker::new(&format!("n{n}"), vec!["null".into()], vec![resident]);
+        let worker = Worker::new(&format!("n{n}"), Machine::default(), vec![resident], Stock::none());
         let link = link.clone();
         runtime.spawn(async move {
             let dialer = Dialer::new().expect("a socket");

@@ -30,12 +30,13 @@ impl Scheduler {
 
     /// Takes a request off its node, if it is on one, and lets it wait.
     pub(super) fn requeue(&mut self, now: Time, id: RequestId, until: Option<Time>) {
+        self.drop_rival(now, id);
         let Some(request) = self.requests.get_mut(&id) else { return };
-        if let Phase::Running(run) = &request.phase {
-            self.pool.release(now, run.node, &request.ask, run.queued);
+        if let Phase::Running(run) = std::mem::replace(&mut request.phase, Phase::Waiting { until }) {
+            let ask = request.ask.clone();
             request.ask.attempt += 1;
+            self.leave(now, &ask, &run);
         }
-        request.phase = Phase::Waiting { until };
         self.enqueue(id);
         self.arm(id);
     }
@@ -54,6 +55,10 @@ impl Scheduler {
             return false;
         }
         let place = self.search(now, id, None);
+        if let Some(why) = self.too_late(now, id, &place) {
+            self.end_failed(now, id, FailureKind::Deadline, why);
+            return false;
+        }
         let Some(request) = self.requests.get_mut(&id) else { return false };
         match place {
             Place::On(node, predicted) => {
@@ -80,6 +85,24 @@ impl Scheduler {
         }
     }
 
+    /// Why a request that has no token yet had better be refused at once: no node can begin in time, not even if it
+    /// were twice as fast as we think.
+    fn too_late(&self, now: Time, id: RequestId, place: &Place) -> Option<String> {
+        let request = self.requests.get(&id)?;
+        let by = request.first_by.into_iter().chain(request.deadline).min()?;
+        let soonest = match place {
+            Place::On(_, predicted) => predicted.ttft,
+            Place::Wait(_) => self.pool.soonest(&request.ask, &request.keys, self.ahead(id, request))?,
+            Place::Never(_) => return None,
+        };
+        let left = by.since(now);
+        let late = request.ask.output.is_empty() && soonest / 2 > left;
+        late.then(|| {
+            let (left, soonest) = (left.as_secs_f64(), soonest.as_secs_f64());
+            format!("no node can begin within {left:.3} s: the soonest would take about {soonest:.3} s")
+        })
+    }
+
     /// Whether a request that no node can take is one that had a node a short while ago.
     fn may_hope(&mut self, now: Time, id: RequestId) -> bool {
         let wait = self.limits.orphan_wait;
@@ -100,6 +123,8 @@ impl Scheduler {
             numerics: request.numerics.as_deref(),
             expected_output: left.min(self.expected_output as u32),
             keys: &request.keys,
+            first_by: request.first_by.filter(|_| request.ask.output.is_empty()),
+            budget: self.ledger.balance(request.ask.key).left(),
             draw,
             ahead: self.ahead(id, request),
         };
@@ -114,7 +139,7 @@ impl Scheduler {
     }
 
     /// Random bits.
-    fn draw(&mut self) -> u64 {
+    pub(super) fn draw(&mut self) -> u64 {
         self.random = self.random.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.random;
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -153,14 +178,40 @@ impl Scheduler {
 
     fn start(&mut self, now: Time, id: RequestId, node: NodeId, predicted: Prediction) {
         self.dequeue(id);
+        let Some(run) = self.give(now, id, node, predicted) else {
+            let message = "its key's budget is used up".into();
+            return self.end_failed(now, id, FailureKind::Invalid, message);
+        };
         let Some(request) = self.requests.get_mut(&id) else { return };
-        let tokens = (request.ask.prompt.len() + request.ask.output.len()) as u64;
-        let queued = tokens.saturating_sub(predicted.cached);
-        self.pool.take(now, node, &request.ask, queued);
         (request.bereft, request.orphaned) = (false, None);
-        request.phase = Phase::Running(Run {
+        request.phase = Phase::Running(run);
+        self.arm(id);
+    }
+
+    /// Sends a request to a node, as the attempt that is due. None, and nothing is sent, if it may cost more than is left.
+    pub(super) fn give(
+        &mut self,
+        now: Time,
+        id: RequestId,
+        node: NodeId,
+        predicted: Prediction,
+    ) -> Option<Run> {
+        let request = self.requests.get(&id)?;
+        let (ask, price) = (&request.ask, self.pool.price(node));
+        let given = (ask.prompt.len() + ask.output.len()) as u64;
+        let left = u64::from(ask.max_tokens).saturating_sub(ask.output.len() as u64);
+        if !self.ledger.reserve(ask.key, id, ask.attempt, price.of(given, left)) {
+            return None;
+        }
+        let queued = given.saturating_sub(predicted.cached);
+        self.pool.take(now, node, ask, queued);
+        let run = Run {
             node,
+            attempt: ask.attempt,
+            price,
             sent: now,
+            hedge_at: None,
+            given,
             predicted,
             queued,
             first: None,
@@ -168,11 +219,12 @@ impl Scheduler {
             tokens: 0,
             stalls: 0,
             held_up: request.reader_behind,
-        });
+        };
         let mut ask = request.ask.clone();
         ask.deadline = request.deadline.map(|at| at.since(now));
+        let hedge_at = self.hedge_at(&ask, request.first_by, &run);
         self.outputs.push_back(Output::Send { node, message: ToNode::Generate(ask) });
-        self.arm(id);
+        Some(Run { hedge_at, ..run })
     }
 
     /// Looks again at who waits for a model: at all, where a node is gone and some may have to be told so; else

@@ -75,6 +75,9 @@ impl Scheduler {
     /// Whether a request for a model that no node holds has something to wait for.
     pub(super) fn is_coming(&mut self, now: Time, id: RequestId) -> bool {
         let Some(model) = self.requests.get(&id).map(|r| r.ask.model) else { return false };
+        if id.is_own() {
+            return false;
+        }
         let coming = self.bring(now, model) == Ok(false);
         if coming {
             self.look_at(now + LOOK);

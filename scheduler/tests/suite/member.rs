@@ -3,7 +3,9 @@ use crate::random::Rng;
 use crate::samples::{MODEL, profile};
 use std::collections::BTreeMap;
 use std::time::Duration;
-use weir_scheduler::{Generate, Held, Loading, ModelId, NodeId, Offered, Profile, RequestId, Time};
+use weir_scheduler::{
+    Generate, Held, Loading, ModelId, NodeId, Offered, Price, Profile, RequestId, Time, Trust,
+};
 
 pub(crate) const SLOTS: u32 = 4;
 
@@ -33,6 +35,8 @@ pub(crate) struct Member {
     pub identity: u64,
     /// It holds the first model from the beginning, for good.
     pinned: bool,
+    price: Price,
+    pub trust: Trust,
     memory: u64,
     held: Vec<ModelId>,
     loading: Vec<ModelId>,
@@ -53,6 +57,8 @@ impl Member {
             // A few identities, so that some of them flap.
             identity: 1 + rng.below(4),
             pinned,
+            price: Price { prompt: rng.below(2), output: rng.below(4) },
+            trust: if rng.one_in(4) { Trust::Guest } else { Trust::Own },
             memory: [45, 80, 100][rng.below(3) as usize],
             held: if pinned { vec![MODEL] } else { Vec::new() },
             loading: Vec::new(),
@@ -86,6 +92,8 @@ impl Member {
         let loading = |model: &ModelId| Loading { model: *model, bytes: bytes_of(*model) };
         Profile {
             identity: self.identity,
+            price: self.price,
+            trust: self.trust,
             memory_free: self.memory - self.taken(),
             models: self.held.iter().map(held).collect(),
             offers: MODELS.iter().map(offer).collect(),

@@ -2,8 +2,9 @@
 use crate::samples::{MODEL, ask, profile};
 use std::time::Duration;
 use weir_scheduler::{
-    Event, Failure, FailureKind, Fastest, Finish, FromNode, Input, Limits, ModelStatus, NodeId, Output,
-    Priority, RequestId, Scheduler, Status, Time, ToNode, Token, Usage,
+    Candidate, Event, Failure, FailureKind, Fastest, Finish, FromNode, Generate, Input, KeyId, Limits,
+    Logprob, ModelStatus, NodeId, Output, Price, Priority, Profile, RequestId, Scheduler, Status, Time,
+    ToNode, Token, Trust, Usage,
 };
 
 fn scheduler(nodes: u64) -> Scheduler {
@@ -251,4 +252,176 @@ fn a_draining_node_gets_nothing_and_what_runs_there_moves() {
     s.handle(at(10), Input::Drain { node: NodeId(0), on: false });
     submit(&mut s, 3, Priority::Normal);
     assert_eq!(sent(&outputs(&mut s)), [(0, 3, 0, 0)]);
+}
+
+fn wants(scheduler: &mut Scheduler, id: u64, change: impl FnOnce(&mut Generate)) {
+    let mut asked = ask(id, vec![1, 2, 3], 5);
+    change(&mut asked);
+    scheduler.handle(at(0), Input::Submit(Box::new(asked)));
+}
+
+#[test]
+fn a_slow_request_that_somebody_watches_is_tried_by_another_node() {
+    for winner in [0, 1] {
+        let mut s = scheduler(2);
+        wants(&mut s, 1, |asked| asked.priority = Priority::Interactive);
+        let first = sent(&outputs(&mut s))[0].0;
+        for node in [0, 1] {
+            beat(&mut s, at(900), node, true);
+        }
+        s.handle(at(900), Input::Tick);
+        assert_eq!(outputs(&mut s), [], "it isn't late yet");
+        s.handle(at(1100), Input::Tick);
+        assert_eq!(sent(&outputs(&mut s)), [(1 - first, 1, 1, 0)], "the other node, attempt 1");
+        assert_eq!((s.load().running, s.load().hedged), (1, 1));
+        let (node, attempt) = if winner == 0 { (first, 0) } else { (1 - first, 1) };
+        token(&mut s, at(1200), node, 1, attempt, 0);
+        let told = outputs(&mut s);
+        let stop = ToNode::Cancel { request: RequestId(1), attempt: 1 - attempt };
+        assert!(told.contains(&Output::Send { node: NodeId(1 - node), message: stop }), "{told:?}");
+        // What the loser still says isn't heard.
+        token(&mut s, at(1201), 1 - node, 1, 1 - attempt, 0);
+        assert_eq!(outputs(&mut s), []);
+        assert_eq!((s.load().running, s.load().hedged), (1, 0));
+        s.check();
+    }
+}
+
+#[test]
+fn others_are_not_hedged_nor_without_room_to_spare() {
+    let mut s = scheduler(2);
+    wants(&mut s, 1, |_| ());
+    outputs(&mut s);
+    s.handle(at(1100), Input::Tick);
+    assert_eq!(sent(&outputs(&mut s)), []);
+    let mut s = scheduler(1);
+    wants(&mut s, 1, |asked| asked.priority = Priority::Interactive);
+    outputs(&mut s);
+    s.handle(at(1100), Input::Tick);
+    assert_eq!(sent(&outputs(&mut s)), []);
+}
+
+#[test]
+fn what_no_node_can_do_in_time_is_refused_at_once() {
+    // 1,000 tokens of prompt a second, 10 ms a token.
+    let mut s = scheduler(1);
+    wants(&mut s, 1, |asked| (asked.prompt, asked.ttft) = (vec![1; 900], Some(Duration::from_millis(300))));
+    let refused = failure(&outputs(&mut s), 1).unwrap();
+    assert_eq!(refused.kind, FailureKind::Deadline);
+    assert!(refused.message.contains("within 0.300 s"), "{}", refused.message);
+    wants(&mut s, 2, |asked| {
+        (asked.prompt, asked.deadline) = (vec![1; 900], Some(Duration::from_millis(300)))
+    });
+    assert_eq!(failure(&outputs(&mut s), 2).unwrap().kind, FailureKind::Deadline);
+    wants(&mut s, 3, |asked| (asked.prompt, asked.ttft) = (vec![1; 900], Some(Duration::from_millis(600))));
+    assert_eq!(sent(&outputs(&mut s)).len(), 1, "it may be faster than we think");
+}
+
+#[test]
+fn a_budget_is_reserved_settled_and_not_passed() {
+    let mut s = Scheduler::new(Limits::default(), Box::new(Fastest), 1);
+    let price = Price { prompt: 1, output: 10 };
+    let profile = Profile { price, ..profile("n0", 4) };
+    s.handle(at(0), Input::Connected { node: NodeId(0), profile });
+    let key = KeyId(7);
+    s.handle(at(0), Input::Budget { key, limit: Some(100), spent: 0 });
+    wants(&mut s, 1, |asked| asked.key = key);
+    assert_eq!(s.balance(key).reserved, 3 + 5 * 10);
+    wants(&mut s, 2, |asked| asked.key = key);
+    let refused = failure(&outputs(&mut s), 2).unwrap();
+    assert!(refused.message.contains("budget"), "{}", refused.message);
+    token(&mut s, at(10), 0, 1, 0, 0);
+    let usage = Usage::default();
+    say(&mut s, at(20), 0, 1, 0, Event::Finished { reason: Finish::Stop, text: String::new(), usage });
+    let spent = Output::Spent { key, request: RequestId(1), attempt: 0, amount: 3 + 10 };
+    let told = outputs(&mut s);
+    assert!(told.contains(&spent), "{told:?}");
+    assert_eq!((s.balance(key).spent, s.balance(key).reserved), (13, 0));
+    s.check();
+}
+
+#[test]
+fn what_is_private_never_goes_to_a_guest() {
+    for seed in 0..200 {
+        let mut rng = crate::random::Rng(seed);
+        let mut s = Scheduler::new(Limits::default(), Box::new(Fastest), seed);
+        let guests: Vec<u64> = (0..6).filter(|_| rng.one_in(2)).collect();
+        for node in 0..6 {
+            let trust = if guests.contains(&node) { Trust::Guest } else { Trust::Own };
+            let profile = Profile { trust, identity: node + 1, ..profile("n", 2) };
+            s.handle(at(0), Input::Connected { node: NodeId(node), profile });
+        }
+        for id in 0..20 {
+            let now = at(id * 10);
+            let mut asked = ask(id, vec![id as u32], 3);
+            asked.priority = Priority::Interactive;
+            if id % 2 == 0 {
+                asked.tags = vec![("private".into(), String::new())];
+            }
+            s.handle(now, Input::Submit(Box::new(asked)));
+            if rng.one_in(4) {
+                let node = NodeId(rng.below(6));
+                s.handle(now, Input::Lost { node, reason: "gone".into() });
+            }
+            for (node, request, ..) in sent(&outputs(&mut s)) {
+                assert!(
+                    request % 2 == 1 || !guests.contains(&node),
+                    "seed {seed}: {request} went to guest {node}"
+                );
+            }
+        }
+    }
+}
+
+/// A guest answers `rounds` times; a node of ours finds its token so far below the likeliest. Returns whether the guest is
+/// there in the end.
+fn guest_stays(below: &[f32], rounds: usize) -> bool {
+    let limits = Limits { check_one_in: 1, ..Limits::default() };
+    let mut s = Scheduler::new(limits, Box::new(Fastest), 1);
+    for (node, trust) in [(0, Trust::Guest), (1, Trust::Own)] {
+        let profile = Profile { trust, identity: node + 1, ..profile("n", 4) };
+        s.handle(at(0), Input::Connected { node: NodeId(node), profile });
+        s.handle(at(0), Input::Drain { node: NodeId(node), on: node == 1 });
+    }
+    for round in 0..rounds {
+        let (now, id) = (at(round as u64 * 10), round as u64);
+        s.handle(now, Input::Submit(Box::new(ask(id, vec![1, 2], 1))));
+        token(&mut s, now, 0, id, 0, 0);
+        s.handle(now, Input::Drain { node: NodeId(1), on: false });
+        let usage = Usage::default();
+        say(&mut s, now, 0, id, 0, Event::Finished { reason: Finish::Length, text: String::new(), usage });
+        let told = outputs(&mut s);
+        let checks: Vec<_> = sent(&told).into_iter().filter(|sent| RequestId(sent.1).is_own()).collect();
+        assert!(checks.iter().all(|check| check.0 == 1), "we check on nodes of our own: {told:?}");
+        for (node, check, attempt, _) in checks {
+            let said = 100;
+            let candidate = |id, logprob| Candidate { id, logprob, bytes: Vec::new() };
+            let gap = below[round % below.len()];
+            let top = vec![candidate(said + 1, -0.5), candidate(said, -0.5 - gap)];
+            let logprob = Some(Logprob { chosen: top[0].clone(), top });
+            let other = Token { position: 0, id: said + 1, text: String::new(), logprob };
+            say(&mut s, now, node, check, attempt, Event::Token(other));
+            let end = Event::Finished { reason: Finish::Length, text: String::new(), usage };
+            say(&mut s, now, node, check, attempt, end);
+        }
+        let told = outputs(&mut s);
+        if told.iter().any(|o| matches!(o, Output::Disconnect { node: NodeId(0), .. })) {
+            // Nor may it come again.
+            let profile = Profile { trust: Trust::Guest, identity: 1, ..profile("n", 4) };
+            s.handle(now, Input::Connected { node: NodeId(9), profile });
+            assert!(matches!(outputs(&mut s).as_slice(), [Output::Disconnect { node: NodeId(9), .. }]));
+            return false;
+        }
+        s.handle(now, Input::Drain { node: NodeId(1), on: true });
+    }
+    true
+}
+
+#[test]
+fn guests_are_refuted_by_tokens_far_off_again_and_again() {
+    assert!(guest_stays(&[0.0], 50), "they agree");
+    assert!(guest_stays(&[0.3], 50), "near ties");
+    assert!(guest_stays(&[0.0, 0.1, 0.0, 0.0, 8.0], 100), "once in a while");
+    assert!(!guest_stays(&[8.0], 3), "always");
+    assert!(!guest_stays(&[8.0, 0.0], 20), "every other one");
 }

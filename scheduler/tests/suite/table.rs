@@ -375,6 +375,7 @@ impl Field {
                 Output::Send { message: ToNode::Load { .. } | ToNode::Unload { .. }, .. }
                 | Output::Emit { .. }
                 | Output::Found { .. }
+                | Output::Spent { .. }
                 | Output::Disconnect { .. } => {}
             }
         }

@@ -348,7 +348,7 @@ fn check_nothing_lost(
 #[test]
 fn nothing_is_lost_when_nodes_are_killed_paused_and_cut_off() {
     let (every, long) = (Duration::from_millis(3500), Duration::from_secs(35));
-    check_nothing_lost("null:step_us=20000,vocab=1000", 8, 100, 500, every, long);
+    check_nothing_lost("null:step_us=20000,vocab=1000", 5, 100, 500, every, long);
 }
 
 /// The same with a real model.

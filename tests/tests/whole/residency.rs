@@ -9,7 +9,7 @@ use weir_backends::store::{Store, StoreConfig};
 use weir_tests::{Node, Reply};
 
 /// Room for one of the models, with its cache, and not for two.
-const MEMORY: &str = "68500000";
+const MEMORY: &str = "67600000";
 
 /// A catalog of two small models, and of one that is too large for anybody.
 fn catalog(folder: &Path) -> String {
@@ -82,7 +82,7 @@ fn models_are_loaded_as_they_are_asked_for() {
     assert_eq!(refused.status, 404, "{}", refused.body);
     let said = refused.json()["error"]["message"].as_str().unwrap().to_owned();
     assert!(
-        said.contains("huge needs 6.") && said.contains("the closest is attic with 68.5 MB free of"),
+        said.contains("huge needs 6.") && said.contains("the closest is attic with 67.6 MB free of"),
         "{said}"
     );
     assert_eq!(complete(&house, "nonsense").status, 404);

@@ -44,6 +44,7 @@ pub(crate) fn ask() -> Generate {
         ignore_eos: true,
         priority: Priority::Interactive,
         deadline: Some(Duration::from_millis(1500)),
+        ttft: None,
         salt: 99,
         key: KeyId(3),
         tags: vec![("team".into(), "blau".into())],

@@ -66,14 +66,15 @@ pub(super) struct Client {
     /// Kept free for the end.
     last: OwnedPermit<Event>,
     pub nodes: Nodes,
-    pump: Option<AbortHandle>,
+    /// By attempt: one, or two while two nodes race to begin.
+    pumps: Vec<(u32, AbortHandle)>,
 }
 
 impl Client {
     pub fn new() -> (Client, mpsc::Receiver<Event>) {
         let (events, receiver) = mpsc::channel(EVENTS_MAX + 1);
         let last = events.clone().try_reserve_owned().expect("a new channel has room");
-        (Client { events, last, nodes: Nodes::default(), pump: None }, receiver)
+        (Client { events, last, nodes: Nodes::default(), pumps: Vec::new() }, receiver)
     }
 }
 
@@ -88,6 +89,8 @@ struct Conductor {
     scheduler: Scheduler,
     origin: Instant,
     clients: HashMap<RequestId, Client>,
+    /// Events of the scheduler's own requests.
+    unread: HashMap<RequestId, mpsc::Receiver<Event>>,
     nodes: HashMap<NodeId, Node>,
     /// Who waits for models, and how many have.
     wants: HashMap<u64, oneshot::Sender<Result<ModelId, Failure>>>,
@@ -112,6 +115,7 @@ pub(super) fn spawn(
         scheduler,
         origin,
         clients: HashMap::new(),
+        unread: HashMap::new(),
         nodes: HashMap::new(),
         wants: HashMap::new(),
         wants_so_far: 0,
@@ -312,12 +316,16 @@ impl Conductor {
         match output {
             Output::Send { node, message: ToNode::Generate(ask) } => self.send(node, *ask),
             // Dropping the pump's stream tells the node.
-            Output::Send { message: ToNode::Cancel { request, .. }, .. } => {
-                if let Some(pump) = self.clients.get_mut(&request).and_then(|client| client.pump.take()) {
-                    pump.abort();
+            Output::Send { message: ToNode::Cancel { request, attempt }, .. } => {
+                if let Some(client) = self.clients.get_mut(&request) {
+                    let stopped = client.pumps.extract_if(.., |(of, _)| *of == attempt);
+                    stopped.for_each(|(_, pump)| pump.abort());
                 }
             }
             Output::Send { node, message } => self.order(node, &message),
+            Output::Spent { key, request, amount, .. } => {
+                tracing::debug!("{request:?} cost {key:?} {amount} billionths of a dollar");
+            }
             Output::Found { want, found } => {
                 if let Some(reply) = self.wants.remove(&want) {
                     // Whoever asked may have stopped waiting.
@@ -329,10 +337,9 @@ impl Conductor {
                 _ => tracing::error!("a token of {request:?} has no place; this is a bug"),
             },
             Output::Emit { request, event } => {
+                self.unread.remove(&request);
                 if let Some(client) = self.clients.remove(&request) {
-                    if let Some(pump) = client.pump {
-                        pump.abort();
-                    }
+                    client.pumps.iter().for_each(|(_, pump)| pump.abort());
                     client.last.send(event);
                 }
             }
@@ -357,15 +364,22 @@ impl Conductor {
     }
 
     fn send(&mut self, id: NodeId, ask: Generate) {
+        if ask.request.is_own() {
+            // Nobody waits for it; what comes is kept until it has ended.
+            self.clients.entry(ask.request).or_insert_with(|| {
+                let (client, events) = Client::new();
+                self.unread.insert(ask.request, events);
+                client
+            });
+        }
         let Some(client) = self.clients.get_mut(&ask.request) else { return };
         let (Some(node), Some(commands)) = (self.nodes.get(&id), self.commands.upgrade()) else { return };
         client.nodes.lock().unwrap_or_else(PoisonError::into_inner).push(node.name.clone());
         let (request, attempt) = (ask.request, ask.attempt);
         let pump = Pump { node: id, request, attempt, client: client.events.clone(), commands };
         let task = tokio::spawn(pump.run(node.link.clone(), ask)).abort_handle();
-        if let Some(before) = client.pump.replace(task) {
-            before.abort();
-        }
+        client.pumps.retain(|(_, pump)| !pump.is_finished());
+        client.pumps.push((attempt, task));
     }
 
     /// Ends all requests and links.
@@ -373,9 +387,7 @@ impl Conductor {
         let failure =
             || Failure { kind: FailureKind::Cancelled, message: "the scheduler is shutting down".into() };
         for (_, client) in self.clients.drain() {
-            if let Some(pump) = client.pump {
-                pump.abort();
-            }
+            client.pumps.iter().for_each(|(_, pump)| pump.abort());
             client.last.send(Event::Failed(failure()));
         }
         for (_, node) in self.nodes.drain() {

@@ -132,6 +132,7 @@ async fn start(
                 ignore_eos: request.ignore_eos,
                 priority: request.priority,
                 deadline: Some(shared.limits.request_timeout),
+                ttft: request.ttft,
                 salt: 0,
                 key: KeyId(0),
                 tags: request.tags.clone(),
