@@ -141,9 +141,6 @@ impl Product {
         }
         t.main();
         t.line("let t0 = wg.y * TILE; let lane = lid % LPR; let group = lid / LPR;");
-        if self.fused.is_some() {
-            t.line("prologue(t0, lid, wg.x == 0u); workgroupBarrier();");
-        }
         let mut before = 0;
         for (number, (part, groups)) in self.parts.iter().zip(self.groups()).enumerate() {
             t.line(&format!("if wg.x >= {before}u && wg.x < {}u {{", before + groups));
@@ -172,47 +169,76 @@ impl Product {
 
     fn part(&self, t: &mut Text, (number, part): (usize, &Part), before: usize, shuffled: usize) {
         let per = self.per_lane();
-        let each = |f: &mut dyn FnMut(usize, usize)| {
-            (0..part.matrices.len()).for_each(|m| (0..per).for_each(|i| f(m, i)));
-        };
         let rows = part.matrices[0].rows;
         t.line(&format!("let r0 = (wg.x - {before}u) * ROWS;"));
         for i in 0..per {
             t.line(&format!("let r_{i} = min(r0 + group * PER + {i}u, {}u);", rows - 1));
         }
-        each(&mut |m, i| (0..self.tile).for_each(|k| t.line(&format!("var acc_{m}_{i}_{k} = 0.0;"))));
+        self.each(part, &mut |m, i| {
+            (0..self.tile).for_each(|k| t.line(&format!("var acc_{m}_{i}_{k} = 0.0;")));
+        });
         let blocks = self.cols() / part.matrices[0].format.block();
         t.line("var b = lane;");
-        for ahead in [self.ahead(), 1] {
-            let last = LANES_AHEAD[ahead - 1];
-            t.line(&format!("for (; b{last} < {blocks}u; b += {ahead}u * LPR) {{"));
+        let ahead = self.ahead();
+        if self.fused.is_some() {
+            // The first weights are on their way while the input is made.
             for (u, offset) in LANES_AHEAD.iter().enumerate().take(ahead) {
-                // All codes first, so that a row of activations is read once for all rows of the matrix.
-                each(&mut |m, i| {
-                    t.line(&format!("let w_{m}_{i}_{u} = block_{number}_{m}(r_{i}, b{offset});"));
-                });
+                self.load(t, (number, part), u, &format!("min(b{offset}, {}u)", blocks - 1));
             }
+            t.line("prologue(t0, lid, wg.x == 0u); workgroupBarrier();");
             for (u, offset) in LANES_AHEAD.iter().enumerate().take(ahead) {
-                for k in 0..self.tile {
-                    t.line("{");
-                    t.line(&format!("let c = b{offset};"));
-                    t.line(&self.input(k));
-                    each(&mut |m, i| {
-                        let format = part.matrices[m].format;
-                        t.line(&multiply(format, &format!("acc_{m}_{i}_{k}"), &format!("w_{m}_{i}_{u}")));
-                    });
-                    t.line("}");
-                }
+                t.line(&format!("if b{offset} < {blocks}u {{"));
+                self.multiply(t, part, u);
+                t.line("}");
             }
+            t.line(&format!("b += {ahead}u * LPR;"));
+        }
+        for ahead in [ahead, 1] {
+            t.line(&format!("for (; b{} < {blocks}u; b += {ahead}u * LPR) {{", LANES_AHEAD[ahead - 1]));
+            for (u, offset) in LANES_AHEAD.iter().enumerate().take(ahead) {
+                self.load(t, (number, part), u, &format!("b{offset}"));
+            }
+            (0..ahead).for_each(|u| self.multiply(t, part, u));
             t.line("}");
             if ahead == 1 {
                 break;
             }
         }
+        self.reduce(t, part, shuffled);
+        self.epilogue(t, part, before);
+    }
+
+    /// For each matrix of the part and each row of it that a lane computes.
+    fn each(&self, part: &Part, f: &mut dyn FnMut(usize, usize)) {
+        let per = self.per_lane();
+        (0..part.matrices.len()).for_each(|m| (0..per).for_each(|i| f(m, i)));
+    }
+
+    /// Reads that block of each row, as the `u`th of those under way.
+    fn load(&self, t: &mut Text, (number, part): (usize, &Part), u: usize, block: &str) {
+        self.each(part, &mut |m, i| {
+            t.line(&format!("let w_{m}_{i}_{u} = block_{number}_{m}(r_{i}, {block});"));
+        });
+    }
+
+    /// Multiplies the `u`th block under way: a row of activations is read once for all rows of the matrix.
+    fn multiply(&self, t: &mut Text, part: &Part, u: usize) {
+        for k in 0..self.tile {
+            t.line(&format!("{{ let c = b{}; {}", LANES_AHEAD[u], self.input(k)));
+            self.each(part, &mut |m, i| {
+                let format = part.matrices[m].format;
+                t.line(&multiply(format, &format!("acc_{m}_{i}_{k}"), &format!("w_{m}_{i}_{u}")));
+            });
+            t.line("}");
+        }
+    }
+
+    /// Adds up what neighbouring lanes have, and leaves it in `red` for `reduced`.
+    fn reduce(&self, t: &mut Text, part: &Part, shuffled: usize) {
         let mut at = 0;
         for m in 0..part.matrices.len() {
             for k in 0..self.tile {
-                for i in 0..per {
+                for i in 0..self.per_lane() {
                     let name = format!("acc_{m}_{i}_{k}");
                     t.add(&shuffle(&name, shuffled));
                     t.line(&format!(
@@ -223,7 +249,6 @@ impl Product {
             }
         }
         t.line("workgroupBarrier();");
-        self.epilogue(t, part, before);
     }
 
     /// Activations of block `c`, row `k` of the tile.
