@@ -23,7 +23,11 @@ use std::sync::Arc;
 pub struct Wgpu {
     gpu: Arc<adapter::Gpu>,
     profile: bool,
+    wake: Wake,
 }
+
+/// Called when results of a step have come back; where nothing may block, that is the time to poll.
+pub type Wake = Arc<dyn Fn() + Send + Sync>;
 
 impl Wgpu {
     /// All GPUs of this machine, the fastest kind first, programs that imitate one last. Empty where there is no driver.
@@ -35,7 +39,7 @@ impl Wgpu {
     /// Opens a GPU, and tests whether it computes rightly.
     #[cfg(not(target_family = "wasm"))]
     pub fn new(found: &Found) -> Result<Wgpu, DeviceError> {
-        pollster::block_on(Wgpu::open(found))
+        pollster::block_on(Wgpu::open(found, false))
     }
 
     /// As [`Wgpu::find`], where nothing may block.
@@ -43,9 +47,16 @@ impl Wgpu {
         adapter::find().await
     }
 
-    /// As [`Wgpu::new`], where nothing may block.
-    pub async fn open(found: &Found) -> Result<Wgpu, DeviceError> {
-        Ok(Wgpu { gpu: Arc::new(adapter::Gpu::open(found).await?), profile: false })
+    /// As [`Wgpu::new`], where nothing may block. `shuffles` says that the GPU has subgroups though wgpu doesn't know:
+    /// it has no name for what browsers call so, but a page may see to it that devices are asked for with them.
+    pub async fn open(found: &Found, shuffles: bool) -> Result<Wgpu, DeviceError> {
+        let gpu = Arc::new(adapter::Gpu::open(found, shuffles).await?);
+        Ok(Wgpu { gpu, profile: false, wake: Arc::new(|| ()) })
+    }
+
+    /// Programs call `wake` when results have come back.
+    pub fn with_wake(self, wake: Wake) -> Wgpu {
+        Wgpu { wake, ..self }
     }
 
     /// Whether programs measure the time of each dispatch, which costs some of it, where the GPU can.
@@ -54,27 +65,19 @@ impl Wgpu {
     }
 
     /// Bytes a second that a kernel reads from a buffer larger than caches.
+    #[cfg(not(target_family = "wasm"))]
     pub fn read_bytes_per_s(&self) -> Result<f64, DeviceError> {
         adapter::ceilings::read_bytes_per_s(&self.gpu)
     }
 
     /// Seconds from a small dispatch to the next one that reads what it wrote.
+    #[cfg(not(target_family = "wasm"))]
     pub fn dispatch_s(&self) -> Result<f64, DeviceError> {
         adapter::ceilings::dispatch_s(&self.gpu)
     }
-}
 
-impl Device for Wgpu {
-    fn describe(&self) -> DeviceInfo {
-        DeviceInfo {
-            name: self.gpu.name.clone(),
-            description: self.gpu.description.clone(),
-            numerics: self.gpu.numerics.clone(),
-            memory_free: self.gpu.memory_free(),
-        }
-    }
-
-    fn compile(
+    /// As [`Device::compile`], where nothing may block.
+    pub async fn compile_async(
         &self,
         model: &ModelFile,
         plan: &Plan,
@@ -96,7 +99,36 @@ impl Device for Wgpu {
         if (weights_bytes + other_bytes) as u64 > free {
             return Err(short);
         }
-        let program = run::WgpuProgram::new(self.gpu.clone(), model, lowered, kv, self.profile);
+        let program = run::WgpuProgram::new(self, model, lowered, kv).await;
         if self.gpu.ran_out() { Err(short) } else { Ok(Box::new(program?)) }
+    }
+}
+
+impl Device for Wgpu {
+    fn describe(&self) -> DeviceInfo {
+        DeviceInfo {
+            name: self.gpu.name.clone(),
+            description: self.gpu.description.clone(),
+            numerics: self.gpu.numerics.clone(),
+            memory_free: self.gpu.memory_free(),
+        }
+    }
+
+    fn compile(
+        &self,
+        model: &ModelFile,
+        plan: &Plan,
+        layers: Range<usize>,
+        kv: KvLayout,
+    ) -> Result<Box<dyn Program>, DeviceError> {
+        #[cfg(not(target_family = "wasm"))]
+        return pollster::block_on(self.compile_async(model, plan, layers, kv));
+        #[cfg(target_family = "wasm")]
+        {
+            let _ = (model, plan, layers, kv);
+            Err(DeviceError::Unsupported(
+                "in a browser nothing may block: `compile_async` loads models there".into(),
+            ))
+        }
     }
 }

@@ -4,7 +4,7 @@
 //! codes, then one fused multiply-add into an f32 accumulator (and one for the minimum). Nothing depends on which
 //! other columns or rows are computed beside it, so results are the same bits in any batch.
 use super::pack::{BLOCK, Codes, IQ4, Kind, Layout, Scales};
-use super::simd::{LANES, Simd};
+use super::simd::{self, LANES, Simd};
 
 /// Quantised columns of activations, as raw parts: column `n` of array `a` starts at `a + n * stride`.
 ///
@@ -120,10 +120,12 @@ macro_rules! tiles {
         }
     };
 }
+#[cfg(target_arch = "x86_64")]
 tiles!(
     /// Thirty-two wide registers.
     Eight, 8, 8, 4, 1
 );
+#[cfg(any(target_arch = "x86_64", target_arch = "wasm32"))]
 tiles!(
     /// Sixteen registers of half the width.
     Four, 4, 4, 1
@@ -265,6 +267,16 @@ unsafe fn codes<S: Simd>(l: &Layout, p: *const u8) -> [S::B; 8] {
     }
 }
 
+/// How large the codes are.
+#[inline(always)]
+fn size(l: &Layout) -> simd::Codes {
+    match l.codes {
+        Codes::N4 if !l.lut => simd::Codes::Below16,
+        Codes::N5 | Codes::N6 => simd::Codes::Below64,
+        Codes::N4 | Codes::N8 => simd::Codes::Byte,
+    }
+}
+
 /// One column's arrays.
 #[derive(Clone, Copy)]
 struct Column {
@@ -303,17 +315,13 @@ impl Column {
     unsafe fn dot<S: Simd>(&self, l: &Layout, w: &[S::B; 8], block: usize) -> S::I {
         // SAFETY: `block` exists.
         unsafe {
-            let mut a = match l.zero {
+            let start = match l.zero {
                 0 => S::isplat(0),
                 8 => S::isplat(self.sum(Sums::M8, block)),
                 16 => S::isplat(self.sum(Sums::M16, block)),
                 _ => S::dot8_start(self.sum(Sums::Plain, block)),
             };
-            for (j, w) in w.iter().enumerate() {
-                let x = self.q.add(block * BLOCK + 4 * j);
-                a = if l.zero == 128 { S::dot8(a, *w, x) } else { S::dot4(a, *w, x) };
-            }
-            a
+            S::dot_codes(start, size(l), w, self.q.add(block * BLOCK))
         }
     }
     /// The same for the two halves of a block.
@@ -321,17 +329,15 @@ impl Column {
     unsafe fn dot_halves<S: Simd>(&self, l: &Layout, w: &[S::B; 8], block: usize) -> (S::I, S::I) {
         // SAFETY: `block` exists.
         unsafe {
-            let (mut a, mut b) = if l.zero == 0 {
+            let (a, b) = if l.zero == 0 {
                 (S::isplat(0), S::isplat(0))
             } else {
                 (S::isplat(self.sum(Sums::FirstM32, block)), S::isplat(self.sum(Sums::SecondM32, block)))
             };
-            for j in 0..4 {
-                let x = self.q.add(block * BLOCK + 4 * j);
-                a = S::dot4(a, w[j], x);
-                b = S::dot4(b, w[j + 4], x.add(16));
-            }
-            (a, b)
+            let x = self.q.add(block * BLOCK);
+            let [w0, w1, w2, w3, w4, w5, w6, w7] = *w;
+            let first = S::dot_codes(a, size(l), &[w0, w1, w2, w3], x);
+            (first, S::dot_codes(b, size(l), &[w4, w5, w6, w7], x.add(16)))
         }
     }
 }

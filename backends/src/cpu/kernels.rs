@@ -14,13 +14,15 @@ pub enum Isa {
     Avx512Vnni,
     /// 256-bit vectors with FMA and F16C.
     Avx2,
+    /// WebAssembly's 128-bit vectors.
+    Simd128,
     /// Whatever the compiler makes of plain arrays.
     Portable,
 }
 
 impl Isa {
     /// All, best first.
-    pub const ALL: [Isa; 3] = [Isa::Avx512Vnni, Isa::Avx2, Isa::Portable];
+    pub const ALL: [Isa; 4] = [Isa::Avx512Vnni, Isa::Avx2, Isa::Simd128, Isa::Portable];
 
     /// Whether this processor has it.
     pub fn present(self) -> bool {
@@ -40,6 +42,8 @@ impl Isa {
             }
             #[cfg(not(target_arch = "x86_64"))]
             Isa::Avx512Vnni | Isa::Avx2 => false,
+            // A module with vectors isn't even loaded where there are none.
+            Isa::Simd128 => cfg!(all(target_arch = "wasm32", target_feature = "simd128")),
             Isa::Portable => true,
         }
     }
@@ -49,6 +53,7 @@ impl Isa {
         match self {
             Isa::Avx512Vnni => "AVX-512 VNNI",
             Isa::Avx2 => "AVX2",
+            Isa::Simd128 => "WebAssembly SIMD",
             Isa::Portable => "portable",
         }
     }
@@ -57,7 +62,7 @@ impl Isa {
     pub fn numerics(self) -> &'static str {
         match self {
             Isa::Avx512Vnni | Isa::Avx2 => "cpu-fma-1",
-            Isa::Portable => "cpu-nofma-1",
+            Isa::Simd128 | Isa::Portable => "cpu-nofma-1",
         }
     }
 }
@@ -161,6 +166,8 @@ macro_rules! table {
 table!(avx512, simd::avx512::Avx512, gemm::Eight, "avx512f,avx512bw,avx512vl,avx512vnni,avx2,fma,f16c");
 #[cfg(target_arch = "x86_64")]
 table!(avx2, simd::avx2::Avx2, gemm::Four, "avx2,fma,f16c");
+#[cfg(all(target_arch = "wasm32", target_feature = "simd128"))]
+table!(simd128, simd::wasm::Simd128, gemm::Four);
 table!(portable, simd::portable::Portable, gemm::One);
 
 /// The table of an instruction set that is [`Isa::present`].
@@ -170,6 +177,8 @@ pub fn of(isa: Isa) -> &'static Kernels {
         Isa::Avx512Vnni => &avx512::TABLE,
         #[cfg(target_arch = "x86_64")]
         Isa::Avx2 => &avx2::TABLE,
+        #[cfg(all(target_arch = "wasm32", target_feature = "simd128"))]
+        Isa::Simd128 => &simd128::TABLE,
         _ => &portable::TABLE,
     }
 }

@@ -391,18 +391,18 @@ pub fn weights(file: &ModelFile, lowered: &Lowered, threads: usize) -> Result<By
         chunks.extend((0..m.panels).step_by(per).map(|p| (m, p..(p + per).min(m.panels))));
     }
     let (next, failure) = (AtomicUsize::new(0), Mutex::new(None));
-    std::thread::scope(|scope| {
-        for _ in 0..threads {
-            scope.spawn(|| {
-                let mut bytes = Vec::new();
-                while let Some((m, panels)) = chunks.get(next.fetch_add(1, Ordering::Relaxed)) {
-                    if let Err(e) = pack_chunk(file, m, panels.clone(), row_bytes(m), &arena, &mut bytes) {
-                        *failure.lock().unwrap_or_else(|e| e.into_inner()) = Some(e);
-                        next.store(chunks.len(), Ordering::Relaxed);
-                    }
-                }
-            });
+    let work = || {
+        let mut bytes = Vec::new();
+        while let Some((m, panels)) = chunks.get(next.fetch_add(1, Ordering::Relaxed)) {
+            if let Err(e) = pack_chunk(file, m, panels.clone(), row_bytes(m), &arena, &mut bytes) {
+                *failure.lock().unwrap_or_else(|e| e.into_inner()) = Some(e);
+                next.store(chunks.len(), Ordering::Relaxed);
+            }
         }
+    };
+    std::thread::scope(|scope| {
+        (1..threads).for_each(|_| _ = scope.spawn(work));
+        work();
     });
     match failure.into_inner().unwrap_or_else(|e| e.into_inner()) {
         Some(e) => Err(e),

@@ -115,6 +115,7 @@ unsafe impl Send for Bytes {}
 // SAFETY: as above.
 unsafe impl Sync for Bytes {}
 
+#[cfg(target_os = "linux")]
 const HUGE: usize = 2 << 20;
 const ALIGN: usize = 64;
 

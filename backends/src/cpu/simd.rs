@@ -8,9 +8,22 @@ pub mod avx2;
 #[cfg(target_arch = "x86_64")]
 pub mod avx512;
 pub mod portable;
+#[cfg(all(target_arch = "wasm32", target_feature = "simd128"))]
+pub mod wasm;
 
 /// Lanes of a vector; also the rows of a panel of weights.
 pub const LANES: usize = 16;
+
+/// How large the codes of [`Simd::dot_codes`] are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Codes {
+    /// Four bits.
+    Below16,
+    /// Six bits.
+    Below64,
+    /// Any byte; the accumulator started with [`Simd::dot8_start`].
+    Byte,
+}
 
 /// Vectors of 16 f32 (`F`), 16 i32 (`I`) and 64 u8 (`B`, four to a lane).
 ///
@@ -76,6 +89,23 @@ pub trait Simd: Copy + 'static {
     unsafe fn dot8_start(sum: i32) -> Self::I;
     /// As `dot4` for any byte `w` with 128 taken off it; the accumulator started with [`Simd::dot8_start`].
     unsafe fn dot8(acc: Self::I, w: Self::B, x: *const i8) -> Self::I;
+    /// `dot4`, or `dot8` for bytes, of `N` vectors and `4 N` signed bytes.
+    #[inline(always)]
+    unsafe fn dot_codes<const N: usize>(
+        mut acc: Self::I,
+        codes: Codes,
+        w: &[Self::B; N],
+        x: *const i8,
+    ) -> Self::I {
+        for (j, w) in w.iter().enumerate() {
+            // SAFETY: the caller's contract.
+            acc = unsafe {
+                let x = x.add(4 * j);
+                if matches!(codes, Codes::Byte) { Self::dot8(acc, *w, x) } else { Self::dot4(acc, *w, x) }
+            };
+        }
+        acc
+    }
 }
 
 /// The sum of the lanes in one fixed order.

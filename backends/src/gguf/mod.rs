@@ -16,6 +16,7 @@ mod value;
 pub mod write;
 
 pub use error::GgufError;
+pub use source::ReadAt;
 pub use types::GgmlType;
 pub use value::{Array, FromValue, Strings, Value};
 
@@ -77,7 +78,10 @@ impl ModelFile {
                     ))
                 })
                 .map_err(within)?;
-            file.add_part(&path, part, count).map_err(|cause| cause.within(path.display()))?;
+            let source = Source::open(&path);
+            source
+                .and_then(|source| file.add_part(source, part, count))
+                .map_err(|cause| cause.within(path.display()))?;
         }
         file.check_split_total(count).map_err(within)?;
         Ok(file)
@@ -92,6 +96,25 @@ impl ModelFile {
             1 => Ok(file),
             count => Err(GgufError::malformed(format!("is one of {count} parts; only a path can be opened"))),
         }
+    }
+
+    /// All parts of a model, in order; one for a whole file.
+    pub fn from_sources(sources: Vec<Box<dyn ReadAt>>) -> Result<ModelFile, GgufError> {
+        let given = sources.len();
+        let mut sources = sources.into_iter().map(Source::Other);
+        let first = sources.next().ok_or_else(|| GgufError::malformed("has no parts"))?;
+        let header = header::read(&first, 0)?;
+        let mut file = ModelFile { parts: vec![first], ..ModelFile::new(header) };
+        let count = file.split_count()?;
+        if count as usize != given {
+            return Err(GgufError::malformed(format!("has {count} parts; {given} were given")));
+        }
+        for (source, part) in sources.zip(1..) {
+            file.add_part(source, part, count)
+                .map_err(|cause| cause.within(format_args!("part {}", part + 1)))?;
+        }
+        file.check_split_total(count)?;
+        Ok(file)
     }
 
     /// The tensor of that name.
@@ -196,8 +219,7 @@ impl ModelFile {
         }
     }
 
-    fn add_part(&mut self, path: &Path, part: u32, count: u32) -> Result<(), GgufError> {
-        let source = Source::open(path)?;
+    fn add_part(&mut self, source: Source, part: u32, count: u32) -> Result<(), GgufError> {
         let header = header::read(&source, self.parts.len())?;
         let other = ModelFile::new(header);
         let (no, of) = (other.required::<u32>("split.no")?, other.required::<u32>("split.count")?);

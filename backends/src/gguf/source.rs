@@ -1,8 +1,17 @@
 //! Bytes by position, from a file or from memory.
 use super::GgufError;
+use std::fmt::Debug;
 use std::fs::File;
 use std::path::Path;
 use std::sync::Arc;
+
+/// Somewhere else that a model file can be read from: a browser's private files, say.
+pub trait ReadAt: Debug + Send + Sync {
+    /// Bytes in all.
+    fn size(&self) -> u64;
+    /// Fills `out` with the bytes from `offset` on; an error where there are fewer.
+    fn read_at(&self, offset: u64, out: &mut [u8]) -> std::io::Result<()>;
+}
 
 /// Where a model file's bytes come from.
 #[derive(Debug)]
@@ -11,6 +20,8 @@ pub(super) enum Source {
     File(File, u64),
     /// A whole file in memory.
     Memory(Arc<[u8]>),
+    /// Elsewhere.
+    Other(Box<dyn ReadAt>),
 }
 
 impl Source {
@@ -28,6 +39,7 @@ impl Source {
         match self {
             Source::File(_, length) => *length,
             Source::Memory(bytes) => bytes.len() as u64,
+            Source::Other(source) => source.size(),
         }
     }
 
@@ -35,6 +47,13 @@ impl Source {
     pub(super) fn read_at(&self, offset: u64, out: &mut [u8]) -> Result<(), GgufError> {
         match self {
             Source::File(file, _) => Ok(read_exact_at(file, offset, out)?),
+            Source::Other(source) => {
+                let left = self.len().saturating_sub(offset);
+                if left < out.len() as u64 {
+                    return Err(GgufError::Truncated { at: offset, needed: out.len() as u64, left });
+                }
+                Ok(source.read_at(offset, out)?)
+            }
             Source::Memory(bytes) => {
                 let from = usize::try_from(offset).ok();
                 let found = from.and_then(|from| bytes.get(from..from.checked_add(out.len())?));

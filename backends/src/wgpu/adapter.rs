@@ -1,4 +1,5 @@
 //! GPUs as the system offers them: what each can do, and whether it computes rightly.
+#[cfg(not(target_family = "wasm"))]
 pub mod ceilings;
 
 use super::kernels::{Dialect, Kernel};
@@ -15,6 +16,7 @@ use ::wgpu::{
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
+use tokio::sync::oneshot;
 
 /// Invocations of the largest workgroup, and storage buffers of the busiest kernel.
 const INVOCATIONS: u32 = 256;
@@ -77,6 +79,7 @@ pub struct Gpu {
     /// Bytes of memory of its own, where that can be found out.
     pub memory: Option<u64>,
     /// Whether it is a program that imitates a GPU.
+    #[cfg(not(target_family = "wasm"))]
     pub software: bool,
     /// Nanoseconds of a tick of the GPU's clock, where it can be read between dispatches.
     pub tick_nanos: Option<f64>,
@@ -94,8 +97,9 @@ struct Trouble {
 }
 
 impl Gpu {
-    /// Opens a GPU and tests it.
-    pub async fn open(found: &Found) -> Result<Gpu, DeviceError> {
+    /// Opens a GPU and tests it. `shuffles` says that it has subgroups though wgpu doesn't know, as in a browser whose
+    /// devices are asked for with them.
+    pub async fn open(found: &Found, shuffles: bool) -> Result<Gpu, DeviceError> {
         let adapter = &found.adapter;
         let (info, limits) = (adapter.get_info(), adapter.limits());
         let refuse = |why: String| DeviceError::Unsupported(format!("{}: {why}", found.description));
@@ -119,7 +123,7 @@ impl Gpu {
         let timed = device.features().contains(TIMESTAMPS);
         let tick_nanos = timed.then(|| f64::from(queue.get_timestamp_period()));
         let params = params_layout(&device);
-        let lanes = if adapter.features().contains(Features::SUBGROUP) {
+        let lanes = if shuffles || adapter.features().contains(Features::SUBGROUP) {
             let least = info.subgroup_min_size.clamp(1, 32);
             if least.is_power_of_two() { least } else { 1 }
         } else {
@@ -141,24 +145,22 @@ impl Gpu {
             binding_max: limits.max_storage_buffer_binding_size.min(limits.max_buffer_size),
             memory: memory(adapter, &info),
             threads: std::thread::available_parallelism().map_or(1, usize::from).min(16),
+            #[cfg(not(target_family = "wasm"))]
             software: found.software,
             tick_nanos,
             trouble,
             params,
             layouts: Mutex::default(),
         };
-        gpu.test(&refuse)?;
+        gpu.test(&refuse).await?;
         gpu.numerics = format!("wgpu-1-{}-{}", found.description, gpu.dialect.lanes);
         Ok(gpu)
     }
 
     /// Lanes shuffle and bytes multiply as the kernels rely on; fewer lanes, if need be.
-    fn test(&mut self, refuse: &dyn Fn(String) -> DeviceError) -> Result<(), DeviceError> {
-        if cfg!(target_family = "wasm") {
-            return Ok(()); // nothing can be waited for there
-        }
+    async fn test(&mut self, refuse: &dyn Fn(String) -> DeviceError) -> Result<(), DeviceError> {
         loop {
-            let (found, lanes) = (self.probe()?, self.dialect.lanes);
+            let (found, lanes) = (self.probe().await?, self.dialect.lanes);
             let bytes = (-128i32) * 3 + 127 * -5 + 7 * 11 + -13 * 17;
             if found[0] != bytes as u32 || found[1] != 0x80ff_7f01 {
                 return Err(refuse(format!("its products of bytes are wrong: {:?}", &found[..2])));
@@ -173,7 +175,7 @@ impl Gpu {
         }
     }
 
-    fn probe(&self) -> Result<Vec<u32>, DeviceError> {
+    async fn probe(&self) -> Result<Vec<u32>, DeviceError> {
         let words = 2 + u64::from(INVOCATIONS);
         let usage = BufferUsages::STORAGE | BufferUsages::COPY_SRC;
         let (out, read) = (
@@ -195,8 +197,12 @@ impl Gpu {
         }
         commands.copy_buffer_to_buffer(&out, 0, &read, 0, 4 * words);
         let submission = self.queue.submit([commands.finish()]);
-        read.slice(..).map_async(MapMode::Read, |_| {});
+        let (done, mapped) = oneshot::channel();
+        read.slice(..).map_async(MapMode::Read, |result| _ = done.send(result));
         self.wait(Some(submission))?;
+        let lost = || DeviceError::Lost("the self-test did not end".into());
+        mapped.await.map_err(|_| lost())?.map_err(|error| DeviceError::Lost(error.to_string()))?;
+        self.fine()?;
         let view = read.slice(..).get_mapped_range().map_err(|error| DeviceError::Lost(error.to_string()))?;
         Ok(view.chunks_exact(4).map(|b| u32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect())
     }
@@ -293,7 +299,17 @@ impl Gpu {
         layouts.entry(writes.to_vec()).or_insert_with(make).clone()
     }
 
-    /// Waits for a submission, or for all.
+    /// Until a submission has run. In a browser, where nothing may block, until all have that were made so far.
+    pub async fn passed(&self, submission: SubmissionIndex) -> Result<(), DeviceError> {
+        if cfg!(target_family = "wasm") {
+            let (done, passed) = oneshot::channel();
+            self.queue.on_submitted_work_done(|| _ = done.send(()));
+            passed.await.map_err(|_| DeviceError::Lost("the GPU went silent".into()))?;
+        }
+        self.wait(Some(submission))
+    }
+
+    /// Waits for a submission, or for all; in a browser, for nothing.
     pub fn wait(&self, submission_index: Option<SubmissionIndex>) -> Result<(), DeviceError> {
         match self.device.poll(PollType::Wait { submission_index, timeout: None }) {
             Ok(_) => self.fine(),

@@ -11,7 +11,9 @@ use super::pack::Format;
 use crate::plan::NormKind;
 pub use attend::Attention;
 pub use norm::Prologue;
-pub use probe::{probe, read};
+pub use probe::probe;
+#[cfg(not(target_family = "wasm"))]
+pub use probe::read;
 pub use product::{Epilogue, Part, Product};
 pub use tokens::{embed, sample};
 

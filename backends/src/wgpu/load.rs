@@ -57,14 +57,19 @@ pub fn allocate(gpu: &Gpu, regions: &[Region]) -> Weights {
 }
 
 /// Reads, packs and sends everything.
-pub fn fill(gpu: &Gpu, file: &ModelFile, regions: &[Region], weights: &Weights) -> Result<(), DeviceError> {
+pub async fn fill(
+    gpu: &Gpu,
+    file: &ModelFile,
+    regions: &[Region],
+    weights: &Weights,
+) -> Result<(), DeviceError> {
     let mut sender = Sender { gpu, on_the_way: VecDeque::new() };
     for (region, place) in regions.iter().zip(&weights.places) {
         for fill in &region.fills {
-            sender.fill(file, fill, &weights.arenas[place.arena], place.offset)?;
+            sender.fill(file, fill, &weights.arenas[place.arena], place.offset).await?;
         }
     }
-    sender.wait(0)
+    sender.wait(0).await
 }
 
 struct Sender<'a> {
@@ -73,7 +78,13 @@ struct Sender<'a> {
 }
 
 impl Sender<'_> {
-    fn fill(&mut self, file: &ModelFile, fill: &Fill, arena: &Buffer, base: u64) -> Result<(), DeviceError> {
+    async fn fill(
+        &mut self,
+        file: &ModelFile,
+        fill: &Fill,
+        arena: &Buffer,
+        base: u64,
+    ) -> Result<(), DeviceError> {
         let missing = |name: &str| DeviceError::Unsupported(format!("the file has no tensor {name}"));
         let failed = |error: crate::gguf::GgufError| DeviceError::File(error.to_string());
         match fill {
@@ -84,7 +95,7 @@ impl Sender<'_> {
                 let mut all = vec![0f32; info.values() as usize];
                 quant::dequantize(info.ty, &bytes, &mut all);
                 let bytes: Vec<u8> = all[values.clone()].iter().flat_map(|v| v.to_le_bytes()).collect();
-                self.send(&[(&bytes, base + 4 * *at as u64)], arena)
+                self.send(&[(&bytes, base + 4 * *at as u64)], arena).await
             }
             Fill::Matrix { tensor, ty, rows, cols, matrix } => {
                 let info = file.tensor(tensor).ok_or_else(|| missing(tensor))?;
@@ -118,18 +129,23 @@ impl Sender<'_> {
                         .filter(|(bytes, _)| !bytes.is_empty())
                         .map(|(bytes, (start, words))| (&bytes[..], base + 4 * (start + done * words) as u64))
                         .collect();
-                    self.send(&parts, arena)?;
+                    self.send(&parts, arena).await?;
                 }
                 Ok(())
             }
         }
     }
 
-    /// Through a mapped buffer, which the driver can place where both sides reach it fast.
-    fn send(&mut self, parts: &[(&[u8], u64)], arena: &Buffer) -> Result<(), DeviceError> {
+    /// Through a mapped buffer, which the driver can place where both sides reach it fast; a browser has its own way.
+    async fn send(&mut self, parts: &[(&[u8], u64)], arena: &Buffer) -> Result<(), DeviceError> {
         let size: usize = parts.iter().map(|(bytes, _)| bytes.len()).sum();
         if size == 0 {
             return Ok(());
+        }
+        if cfg!(target_family = "wasm") {
+            parts.iter().for_each(|(bytes, to)| self.gpu.queue.write_buffer(arena, *to, bytes));
+            self.on_the_way.push_back(self.gpu.queue.submit([]));
+            return self.wait(PIECES).await;
         }
         let staging = self.gpu.device.create_buffer(&BufferDescriptor {
             label: Some("staging"),
@@ -150,12 +166,14 @@ impl Sender<'_> {
         }
         staging.unmap();
         self.on_the_way.push_back(self.gpu.queue.submit([commands.finish()]));
-        self.wait(PIECES)
+        self.wait(PIECES).await
     }
 
-    fn wait(&mut self, left: usize) -> Result<(), DeviceError> {
-        while self.on_the_way.len() > left {
-            self.gpu.wait(self.on_the_way.pop_front())?;
+    async fn wait(&mut self, left: usize) -> Result<(), DeviceError> {
+        while self.on_the_way.len() > left
+            && let Some(first) = self.on_the_way.pop_front()
+        {
+            self.gpu.passed(first).await?;
         }
         Ok(())
     }

@@ -8,9 +8,10 @@ mod record;
 use super::adapter::{Gpu, PARAMS_STRIDE};
 use super::load::{self, Weights};
 use super::lower::{Buf, Call, Height, Lowered, When};
+use super::{Wake, Wgpu};
 use crate::gguf::ModelFile;
 use crate::program::{
-    Batch, DeviceError, Input, KvLayout, Program, SampleSpec, Segment, StepOutput, StepTime, Terms,
+    Batch, DeviceError, Input, KvLayout, Program, SampleSpec, Segment, StepOutput, StepTime, Terms, Want,
 };
 use ::wgpu::{BindGroup, Buffer, BufferUsages, ComputePipeline, SubmissionIndex};
 use profile::Profile;
@@ -58,7 +59,9 @@ pub struct WgpuProgram {
     /// Mappable buffers that wait for use.
     spare: Vec<Buffer>,
     flights: VecDeque<Flight>,
-    done: VecDeque<StepOutput>,
+    /// Batches that go on from ids which are sampled here and not known yet, and those behind them.
+    held: VecDeque<Batch>,
+    wake: Wake,
     /// Slots that have sampled.
     sampled: Vec<bool>,
     profile: Profile,
@@ -117,14 +120,14 @@ enum Answer {
 
 impl WgpuProgram {
     /// Compiles kernels and loads weights, at the same time.
-    pub fn new(
-        gpu: Arc<Gpu>,
+    pub async fn new(
+        device: &Wgpu,
         file: &ModelFile,
         lowered: Lowered,
         kv: KvLayout,
-        profile: bool,
     ) -> Result<WgpuProgram, DeviceError> {
-        let profile = Profile::new(&gpu, profile);
+        let gpu = device.gpu.clone();
+        let profile = Profile::new(&gpu, device.profile);
         let weights = load::allocate(&gpu, &lowered.regions);
         let mut buffers = HashMap::new();
         let usage = BufferUsages::STORAGE | BufferUsages::COPY_SRC | BufferUsages::COPY_DST;
@@ -145,7 +148,7 @@ impl WgpuProgram {
             &lowered.choose,
             &lowered.settle,
         ];
-        let pipelines = build::build(&gpu, file, &lists, &lowered, &weights)?;
+        let pipelines = build::build(&gpu, file, &lists, &lowered, &weights).await?;
         let tile = lowered.tile as u32;
         let ready = |calls: &Vec<Call>| -> Vec<Ready> {
             let one = |call: &Call| Ready {
@@ -174,7 +177,8 @@ impl WgpuProgram {
             params_now: Vec::new(),
             spare: Vec::new(),
             flights: VecDeque::new(),
-            done: VecDeque::new(),
+            held: VecDeque::new(),
+            wake: device.wake.clone(),
             sampled: vec![false; kv.slots as usize],
             profile,
             words: Vec::new(),
@@ -206,34 +210,47 @@ impl WgpuProgram {
             None => Ok(()),
         }
     }
+
+    /// Submits held batches, up to the first that waits for an id.
+    fn release(&mut self) -> Result<(), DeviceError> {
+        while self.held.front().is_some_and(|batch| !self.waits(batch))
+            && let Some(batch) = self.held.pop_front()
+        {
+            self.record(batch)?;
+        }
+        Ok(())
+    }
 }
 
 impl Program for WgpuProgram {
     fn submit(&mut self, batch: Batch) -> Result<(), DeviceError> {
         self.gpu.fine()?;
         self.check(&batch)?;
-        self.await_slots(&batch)?;
-        self.record(batch)
+        for segment in batch.segments.iter().filter(|segment| matches!(segment.want, Want::Sample(_))) {
+            self.sampled[segment.slot as usize] = true;
+        }
+        self.held.push_back(batch);
+        self.release()
     }
 
     fn poll(&mut self) -> Option<Result<StepOutput, DeviceError>> {
-        if let Some(output) = self.done.pop_front() {
-            return Some(Ok(output));
-        }
         let flight = self.flights.front()?;
         if let Err(error) = self.gpu.poll(flight.submission.clone(), PATIENCE) {
             self.flights.clear();
+            self.held.clear();
             return Some(Err(error));
         }
         match flight.mapped.load(Ordering::Acquire) {
             n if n >= FAILED => {
                 self.flights.clear();
+                self.held.clear();
                 Some(Err(DeviceError::Lost("a buffer could not be mapped".into())))
             }
             n if n < flight.maps => None,
             _ => {
                 let flight = self.flights.pop_front()?;
-                Some(self.land(flight))
+                let landed = self.land(flight);
+                Some(landed.and_then(|output| self.release().map(|()| output)))
             }
         }
     }

@@ -16,6 +16,7 @@ pub fn probe(dialect: Dialect) -> Kernel {
     t.finish("main")
 }
 
+#[cfg(not(target_family = "wasm"))]
 /// Reads all of a buffer with `width` workgroups; each invocation leaves what depends on all it has read.
 pub fn read(dialect: Dialect, width: usize) -> Kernel {
     let mut t = Text::new(dialect);

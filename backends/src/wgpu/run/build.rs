@@ -9,7 +9,7 @@ use ::wgpu::{BindGroup, Buffer, ComputePipeline};
 use std::collections::{HashMap, HashSet};
 
 /// Each kernel once, compiled beside the loading of weights.
-pub(super) fn build(
+pub(super) async fn build(
     gpu: &Gpu,
     file: &ModelFile,
     lists: &[&Vec<Call>],
@@ -26,14 +26,19 @@ pub(super) fn build(
     let compile = |kernels: &[&Kernel]| -> Vec<(Kernel, ComputePipeline)> {
         kernels.iter().map(|&kernel| (kernel.clone(), gpu.pipeline(kernel))).collect()
     };
-    if cfg!(target_family = "wasm") {
-        load::fill(gpu, file, &lowered.regions, weights)?;
-        return Ok(compile(&kernels).into_iter().collect());
+    #[cfg(target_family = "wasm")]
+    {
+        // The browser compiles beside us anyway.
+        let pipelines = compile(&kernels).into_iter().collect();
+        load::fill(gpu, file, &lowered.regions, weights).await?;
+        gpu.fine()?;
+        Ok(pipelines)
     }
+    #[cfg(not(target_family = "wasm"))]
     std::thread::scope(|scope| {
         let each = kernels.len().div_ceil(gpu.threads.min(8)).max(1);
         let parts: Vec<_> = kernels.chunks(each).map(|part| scope.spawn(move || compile(part))).collect();
-        load::fill(gpu, file, &lowered.regions, weights)?;
+        pollster::block_on(load::fill(gpu, file, &lowered.regions, weights))?;
         let mut pipelines = HashMap::new();
         for part in parts {
             let part = part.join();

@@ -2,6 +2,7 @@
 use super::{Answer, DEPTH, FAILED, Flight, WgpuProgram};
 use crate::program::{Batch, DeviceError, Input, Sampled, SegmentOutput, StepOutput};
 use crate::sampling;
+use crate::wgpu::Wake;
 use crate::wgpu::adapter::Gpu;
 use crate::wgpu::lower::Buf;
 use ::wgpu::{Buffer, BufferUsages, CommandEncoder, MapMode};
@@ -16,44 +17,35 @@ impl Flight {
     }
 
     /// Asks for all buffers of a submitted step.
-    pub(super) fn map(&mut self, gpu: &Gpu) {
+    pub(super) fn map(&mut self, gpu: &Gpu, wake: &Wake) {
         for buffer in self.buffers() {
-            let mapped = self.mapped.clone();
+            let (mapped, wake) = (self.mapped.clone(), wake.clone());
             buffer.slice(..).map_async(MapMode::Read, move |result| {
                 mapped.fetch_add(if result.is_ok() { 1 } else { FAILED }, Ordering::Release);
+                wake();
             });
         }
         self.maps = self.buffers().count();
         if self.maps == 0 {
             // Nothing to read, but the step must have ended.
-            let mapped = self.mapped.clone();
+            let (mapped, wake) = (self.mapped.clone(), wake.clone());
             self.maps = 1;
-            gpu.queue.on_submitted_work_done(move || _ = mapped.fetch_add(1, Ordering::Release));
+            gpu.queue.on_submitted_work_done(move || {
+                mapped.fetch_add(1, Ordering::Release);
+                wake();
+            });
         }
     }
 }
 
 impl WgpuProgram {
-    /// Waits for ids that are sampled here and that this batch goes on from.
-    pub(super) fn await_slots(&mut self, batch: &Batch) -> Result<(), DeviceError> {
-        for segment in &batch.segments {
-            if segment.input != Input::LastSampled {
-                continue;
-            }
-            let samples = |flight: &Flight| {
-                let here =
-                    |answer: &Answer| matches!(answer, Answer::Sample { slot, .. } if *slot == segment.slot);
-                flight.answers.iter().any(here)
-            };
-            let Some(last) = self.flights.iter().rposition(samples) else { continue };
-            for _ in 0..=last {
-                let Some(flight) = self.flights.pop_front() else { break };
-                self.gpu.wait(flight.submission.clone())?;
-                let output = self.land(flight)?;
-                self.done.push_back(output);
-            }
-        }
-        Ok(())
+    /// Whether a batch goes on from ids that are sampled here, in a step that is still in flight.
+    pub(super) fn waits(&self, batch: &Batch) -> bool {
+        batch.segments.iter().filter(|segment| segment.input == Input::LastSampled).any(|segment| {
+            let here =
+                |answer: &Answer| matches!(answer, Answer::Sample { slot, .. } if *slot == segment.slot);
+            self.flights.iter().any(|flight| flight.answers.iter().any(here))
+        })
     }
 
     /// A copy of a part of a buffer that can be mapped.

@@ -37,13 +37,13 @@ impl WgpuProgram {
         let spare = |bytes| take_spare(&mut self.spare, &self.gpu, bytes);
         flight.ticks = self.profile.resolve(&mut commands, spare);
         flight.submission = Some(self.gpu.queue.submit([commands.finish()]));
-        flight.map(&self.gpu);
+        flight.map(&self.gpu, &self.wake);
         self.flights.push_back(flight);
         Ok(())
     }
 
     /// How each segment's result will be found, how many rows are wanted, and the wanted rows whose logits come back.
-    fn answers(&mut self, segments: Vec<Segment>) -> (Vec<Answer>, usize, Vec<usize>) {
+    fn answers(&self, segments: Vec<Segment>) -> (Vec<Answer>, usize, Vec<usize>) {
         let mut answers = Vec::new();
         let (mut row, mut wanted) = (0, 0);
         let mut here = Vec::new();
@@ -66,10 +66,7 @@ impl WgpuProgram {
                 Want::Sample(spec) => Answer::Sample { row: one(&mut here, true), slot: segment.slot, spec },
             };
             match &answer {
-                Answer::Id { .. } | Answer::Sample { .. } => {
-                    wanted += 1;
-                    self.sampled[segment.slot as usize] = true;
-                }
+                Answer::Id { .. } | Answer::Sample { .. } => wanted += 1,
                 Answer::Logits { rows, .. } => wanted += rows,
                 Answer::Nothing | Answer::Hidden { .. } => {}
             }
