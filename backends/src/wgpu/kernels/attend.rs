@@ -39,10 +39,12 @@ impl Attention {
     pub fn kernel(&self, dialect: Dialect, entry: &'static str) -> Kernel {
         let h = self.heads;
         let group = h.heads / h.kv_heads;
-        let dims = if self.q8 { 4 } else { 2 };
+        let dims = if self.q8 { 4 } else { 8 };
         let groups = (128 / (h.head_dim / dims)).max(1);
         let groups = if groups.is_power_of_two() { groups } else { groups.next_power_of_two() / 2 };
-        let room = |at_once: usize| 4 * at_once * (2 * h.head_dim + 128 + groups * h.head_dim) + 1024;
+        let room = |at_once: usize| {
+            4 * at_once * (3 * h.head_dim + 128 + groups * h.head_dim) + 4 * h.head_dim + 1536
+        };
         let mut at_once = group.next_power_of_two().min(4);
         while at_once > 1 && room(at_once) > dialect.shared_bytes as usize {
             at_once /= 2;
@@ -63,14 +65,14 @@ impl Attention {
             ("KEY", key),
             ("VALUE", value),
             ("GROUPS", groups),
-            ("PER", 128 / groups),
             ("DIMS", dims),
         ]);
         t.line(&format!("const ADJACENT = {}; const SCALE = {};", self.adjacent, float(self.scale)));
         t.line(&format!("const CAP = {};", float(self.cap.unwrap_or(1.0))));
         let mut norms = String::new();
-        for (name, norm) in [("norm_query", &self.q_norm), ("norm_key", &self.k_norm)] {
-            norms.extend(norm.iter().map(|norm| head_norm(name, norm)));
+        for (name, from, norm) in [("norm_query", "0u", &self.q_norm), ("norm_key", "GH * HD", &self.k_norm)]
+        {
+            norms.extend(norm.iter().map(|norm| head_norm(name, from, norm)));
         }
         let mut flags = Vec::new();
         flags.extend(self.q_norm.is_some().then_some("Q_NORM"));
@@ -115,23 +117,23 @@ impl Attention {
     }
 }
 
-/// Normalises the heads in `qs`.
-fn head_norm(name: &str, norm: &NormAt) -> String {
+/// Normalises heads in `qs`, from value `from` on.
+fn head_norm(name: &str, from: &str, norm: &NormAt) -> String {
     let (weight, eps) = (norm.weight, float(norm.eps));
     let mean = match norm.kind {
-        NormKind::Rms => "",
-        NormKind::Layer => {
-            "for (var d = l; d < HD; d += TPH) { s += qs[h * HD + d]; } workgroupBarrier(); red[lid] = s; \
-             workgroupBarrier(); mean = head_sum(h, 1u) / f32(HD); s = 0.0;"
-        }
+        NormKind::Rms => String::new(),
+        NormKind::Layer => format!(
+            "for (var d = l; d < HD; d += TPH) {{ if h < n {{ s += qs[{from} + h * HD + d]; }} }} workgroupBarrier(); \
+             red[lid] = s; workgroupBarrier(); mean = head_sum(h, 1u) / f32(HD); s = 0.0;"
+        ),
     };
     let bias = norm.bias.map_or("0.0".into(), |at| format!("weight({at}u, d)"));
     format!(
         "fn {name}(n: u32, lid: u32) {{ let h = lid / TPH; let l = lid % TPH; var mean = 0.0; var s = 0.0; {mean}
-for (var d = l; d < HD; d += TPH) {{ let v = qs[h * HD + d] - mean; s = fma(v, v, s); }}
+for (var d = l; d < HD; d += TPH) {{ if h < n {{ let v = qs[{from} + h * HD + d] - mean; s = fma(v, v, s); }} }}
 workgroupBarrier(); red[lid] = s; workgroupBarrier();
 let scale = 1.0 / sqrt(fma(head_sum(h, 1u), 1.0 / f32(HD), {eps}));
-for (var d = l; d < HD; d += TPH) {{ if h < n {{ let at = h * HD + d; qs[at] = fma((qs[at] - mean) * scale, weight({weight}u, d), {bias}); }} }}
+for (var d = l; d < HD; d += TPH) {{ if h < n {{ let at = {from} + h * HD + d; qs[at] = fma((qs[at] - mean) * scale, weight({weight}u, d), {bias}); }} }}
 workgroupBarrier(); }}\n"
     )
 }

@@ -1,15 +1,18 @@
 // Attention of one row over one key/value head's cache, whole.
 // Generated before it: HD, G (query heads a key/value head), GH (of them at a time), KH, NQKV (width of a row of raw),
 // Q_NORM, K_NORM, PAIRS, ADJACENT, ROPE_LOW, ROPE_HIGH, TABLES, WINDOW, CAP, SCALE, KEY (vec4 a key), VALUE (words a
-// value), GROUPS (of positions), PER (positions of one), DIMS (of a value that an invocation sums), OUT (columns of the
-// result, padded).
+// value), GROUPS (of positions), DIMS (of a value that an invocation sums), OUT (columns of the result, padded).
 // A span is 128 positions at absolute places; spans are folded in order, so the bits depend only on the position.
 @group(0) @binding(0) var<storage, read> raw: array<f32>;
 @group(0) @binding(1) var<storage, read> w1: array<u32>;
 @group(0) @binding(2) var<storage, read> ropes: array<vec2<f32>>;
 @group(0) @binding(3) var<storage, read> steps: array<u32>;
 @group(0) @binding(4) var<storage, read_write> keys: array<vec4<u32>>;
+//#if KV8
 @group(0) @binding(5) var<storage, read_write> values: array<u32>;
+//#else
+@group(0) @binding(5) var<storage, read_write> values: array<vec4<u32>>;
+//#end
 //#if PART
 @group(0) @binding(6) var<storage, read_write> partials: array<f32>;
 //#else
@@ -19,7 +22,10 @@
 
 const SPAN = 128u;
 const TPH = SPAN / GH;
-var<workgroup> qs: array<f32, GH * HD>;
+// The queries at hand, and the row's own key behind them.
+var<workgroup> qs: array<f32, (GH + 1u) * HD>;
+var<workgroup> queries: array<vec4<f32>, GH * HD / 4u>;
+var<workgroup> places: array<u32, SPAN>;
 var<workgroup> weights: array<f32, GH * SPAN>;
 var<workgroup> parts: array<f32, GROUPS * GH * HD>;
 var<workgroup> state: array<f32, GH * HD>;
@@ -29,7 +35,6 @@ var<workgroup> run_max: array<f32, GH>;
 var<workgroup> run_sum: array<f32, GH>;
 var<workgroup> keep: array<f32, GH>;
 var<workgroup> take: array<f32, GH>;
-var<workgroup> shared_row: vec2<u32>;
 
 fn weight(at: u32, i: u32) -> f32 {
     return bitcast<f32>(w1[at + i]);
@@ -49,10 +54,10 @@ fn share(most: f32, now: f32) -> f32 {
     return select(decay(most - now), 1.0, most == now);
 }
 
-// Rotates the heads in qs.
-fn rotate(n: u32, position: u32, lid: u32) {
+// Rotates `n` heads in qs from head `from` on.
+fn rotate(from_head: u32, n: u32, position: u32, lid: u32) {
     for (var at = lid; at < n * PAIRS; at += SPAN) {
-        let h = at / PAIRS;
+        let h = from_head + at / PAIRS;
         let i = at % PAIRS;
         let first = h * HD + select(i, 2u * i, ADJACENT);
         let second = h * HD + select(i + PAIRS, 2u * i + 1u, ADJACENT);
@@ -65,7 +70,6 @@ fn rotate(n: u32, position: u32, lid: u32) {
         qs[first] = fma(a, cosine, -(b * sine));
         qs[second] = fma(a, sine, b * cosine);
     }
-    workgroupBarrier();
 }
 
 //#norms
@@ -74,28 +78,30 @@ fn clamped(v: vec2<f32>) -> u32 {
     return pack2x16float(clamp(v, vec2<f32>(-65504.0), vec2<f32>(65504.0)));
 }
 
-// Writes this row's key, normalised and rotated, and value.
-fn write_row(row: u32, kh: u32, position: u32, table: u32, lid: u32) {
-    let source = row * NQKV + (G * KH + kh) * HD;
-    workgroupBarrier();
+// Where a position's key and value are.
+fn place_of(position: u32, table: u32, kh: u32) -> u32 {
+    return (steps[TABLES + table + position / 32u] * KH + kh) * 32u + position % 32u;
+}
+
+// Loads this row's key, behind the queries.
+fn load_key(row: u32, kh: u32, lid: u32) {
     for (var d = lid; d < HD; d += SPAN) {
-        qs[d] = raw[source + d];
+        qs[GH * HD + d] = raw[row * NQKV + (G * KH + kh) * HD + d];
     }
-    workgroupBarrier();
-    //#if K_NORM
-    norm_key(1u, lid);
-    //#end
-    rotate(1u, position, lid);
-    let block = steps[TABLES + table + position / 32u];
-    let place = (block * KH + kh) * 32u + position % 32u;
-    let value = source + KH * HD;
+}
+
+// Writes this row's key, which is loaded, normalised and rotated, and its value.
+fn write_row(row: u32, kh: u32, position: u32, table: u32, lid: u32) {
+    let place = place_of(position, table, kh);
+    let value = row * NQKV + (G * KH + kh) * HD + KH * HD;
+    let key = GH * HD;
     //#if KV8
     if lid < HD / 32u {
         // A block of 32: a step, and 32 signed bytes.
         var most = 0.0;
         var most_value = 0.0;
         for (var d = 32u * lid; d < 32u * lid + 32u; d++) {
-            most = max(most, abs(qs[d]));
+            most = max(most, abs(qs[key + d]));
             most_value = max(most_value, abs(raw[value + d]));
         }
         let step = unpack2x16float(clamped(vec2<f32>(most, most_value) * (1.0 / 127.0)));
@@ -104,7 +110,8 @@ fn write_row(row: u32, kh: u32, position: u32, table: u32, lid: u32) {
             var words = vec4<u32>();
             for (var k = 0u; k < 4u; k++) {
                 let d = 32u * lid + 16u * v + 4u * k;
-                words[k] = bytes8(vec4<f32>(qs[d], qs[d + 1u], qs[d + 2u], qs[d + 3u]) * inverse.x);
+                let i = key + d;
+                words[k] = bytes8(vec4<f32>(qs[i], qs[i + 1u], qs[i + 2u], qs[i + 3u]) * inverse.x);
                 let r = value + d;
                 values[place * VALUE + d / 4u] =
                     bytes8(vec4<f32>(raw[r], raw[r + 1u], raw[r + 2u], raw[r + 3u]) * inverse.y);
@@ -124,7 +131,7 @@ fn write_row(row: u32, kh: u32, position: u32, table: u32, lid: u32) {
     }
     //#else
     for (var w = lid; w < HD / 8u; w += SPAN) {
-        let d = 8u * w;
+        let d = key + 8u * w;
         keys[place * KEY + w] = vec4<u32>(
             clamped(vec2<f32>(qs[d], qs[d + 1u])),
             clamped(vec2<f32>(qs[d + 2u], qs[d + 3u])),
@@ -132,8 +139,14 @@ fn write_row(row: u32, kh: u32, position: u32, table: u32, lid: u32) {
             clamped(vec2<f32>(qs[d + 6u], qs[d + 7u])),
         );
     }
-    for (var w = lid; w < HD / 2u; w += SPAN) {
-        values[place * VALUE + w] = clamped(vec2<f32>(raw[value + 2u * w], raw[value + 2u * w + 1u]));
+    for (var w = lid; w < HD / 8u; w += SPAN) {
+        let d = value + 8u * w;
+        values[place * (HD / 8u) + w] = vec4<u32>(
+            clamped(vec2<f32>(raw[d], raw[d + 1u])),
+            clamped(vec2<f32>(raw[d + 2u], raw[d + 3u])),
+            clamped(vec2<f32>(raw[d + 4u], raw[d + 5u])),
+            clamped(vec2<f32>(raw[d + 6u], raw[d + 7u])),
+        );
     }
     //#end
 }
@@ -143,8 +156,7 @@ fn bytes8(v: vec4<f32>) -> u32 {
 }
 
 fn q4(h: u32, d: u32) -> vec4<f32> {
-    let i = h * HD + d;
-    return vec4<f32>(qs[i], qs[i + 1u], qs[i + 2u], qs[i + 3u]);
+    return queries[(h * HD + d) / 4u];
 }
 
 fn dot4(a: vec4<f32>, b: vec4<f32>, s: f32) -> f32 {
@@ -191,23 +203,20 @@ fn scores(place: u32) -> array<f32, GH> {
     return s;
 }
 
-// Values of this span, weighted, for the dimensions and positions that belong to this invocation.
-fn sum_values(kh: u32, first: u32, count: u32, table: u32, lid: u32) {
+// Values of this span, weighted, for the dimensions and positions that belong to this invocation: every GROUPS-th
+// position.
+fn sum_values(count: u32, lid: u32) {
     let lane = lid % (HD / DIMS);
     let group = lid / (HD / DIMS);
     if group >= GROUPS {
         return;
     }
+    //#if KV8
     var sum: array<vec4<f32>, GH>;
-    for (var p = group * PER; p < min((group + 1u) * PER, count); p++) {
-        let position = first + p;
-        let place = (steps[TABLES + table + position / 32u] * KH + kh) * 32u + position % 32u;
-        //#if KV8
+    for (var p = group; p < count; p += GROUPS) {
+        let place = places[p];
         let step = bitcast<f32>(values[place * VALUE + HD / 4u + lane / 8u]);
         let v = vec4<f32>(unpack4xI8(values[place * VALUE + lane])) * step;
-        //#else
-        let v = vec4<f32>(unpack2x16float(values[place * VALUE + lane]), 0.0, 0.0);
-        //#end
         for (var h = 0u; h < GH; h++) {
             sum[h] = fma(vec4<f32>(weights[h * SPAN + p]), v, sum[h]);
         }
@@ -217,15 +226,47 @@ fn sum_values(kh: u32, first: u32, count: u32, table: u32, lid: u32) {
             parts[(group * GH + h) * HD + DIMS * lane + d] = sum[h][d];
         }
     }
+    //#else
+    var low: array<vec4<f32>, GH>;
+    var high: array<vec4<f32>, GH>;
+    // Several values are asked for before the first is used. Those beyond the end have no weight.
+    let last = count - 1u;
+    for (var p = group; p < count; p += 4u * GROUPS) {
+        var v: array<vec4<u32>, 4>;
+        v[0] = values[places[p] * (HD / 8u) + lane];
+        v[1] = values[places[min(p + GROUPS, last)] * (HD / 8u) + lane];
+        v[2] = values[places[min(p + 2u * GROUPS, last)] * (HD / 8u) + lane];
+        v[3] = values[places[min(p + 3u * GROUPS, last)] * (HD / 8u) + lane];
+        for (var k = 0u; k < 4u; k++) {
+            let a = vec4<f32>(unpack2x16float(v[k].x), unpack2x16float(v[k].y));
+            let b = vec4<f32>(unpack2x16float(v[k].z), unpack2x16float(v[k].w));
+            let at = p + k * GROUPS;
+            for (var h = 0u; h < GH; h++) {
+                let weight = vec4<f32>(select(0.0, weights[h * SPAN + min(at, SPAN - 1u)], at < count));
+                low[h] = fma(weight, a, low[h]);
+                high[h] = fma(weight, b, high[h]);
+            }
+        }
+    }
+    for (var h = 0u; h < GH; h++) {
+        let at = (group * GH + h) * HD + 8u * lane;
+        for (var d = 0u; d < 4u; d++) {
+            parts[at + d] = low[h][d];
+            parts[at + 4u + d] = high[h][d];
+        }
+    }
+    //#end
 }
 
 // Folds one span into the state of `n` heads.
 fn fold_span(n: u32, kh: u32, first: u32, row: vec2<u32>, lid: u32) {
     let position = first + lid;
     let visible = position <= row.x && (WINDOW == 0u || position + WINDOW > row.x);
+    if position <= row.x {
+        places[lid] = place_of(position, row.y, kh);
+    }
     if visible {
-        let block = steps[TABLES + row.y + position / 32u];
-        let s = scores((block * KH + kh) * 32u + position % 32u);
+        let s = scores(places[lid]);
         for (var h = 0u; h < GH; h++) {
             var score = s[h] * SCALE;
             //#if CAPPED
@@ -273,7 +314,7 @@ fn fold_span(n: u32, kh: u32, first: u32, row: vec2<u32>, lid: u32) {
         run_max[h] = now;
         run_sum[h] = fma(run_sum[h], keep[h], total * take[h]);
     }
-    sum_values(kh, first, min(SPAN, row.x + 1u - first), row.y, lid);
+    sum_values(min(SPAN, row.x + 1u - first), lid);
     workgroupBarrier();
     for (var at = lid; at < n * HD; at += SPAN) {
         var sum = 0.0;
@@ -287,11 +328,8 @@ fn fold_span(n: u32, kh: u32, first: u32, row: vec2<u32>, lid: u32) {
 }
 
 // The row's position and where its block table begins.
-fn row_of(row: u32, lid: u32) -> vec2<u32> {
-    if lid == 0u {
-        shared_row = vec2<u32>(steps[4u * row], steps[4u * row + 1u]);
-    }
-    return workgroupUniformLoad(&shared_row);
+fn row_of(row: u32) -> vec2<u32> {
+    return vec2<u32>(steps[4u * row], steps[4u * row + 1u]);
 }
 
 // The first span that a position sees.
@@ -299,12 +337,23 @@ fn first_span(position: u32) -> u32 {
     return select(0u, (position + 1u - min(WINDOW, position + 1u)) / SPAN, WINDOW != 0u);
 }
 
-// `n` queries from `head` on, normalised and rotated, and a fresh state.
-fn load_queries(n: u32, head: u32, row: u32, position: u32, lid: u32) {
+// Normalises the row's own key, where the model does.
+fn norm_own_key(lid: u32) {
+    //#if K_NORM
+    norm_key(1u, lid);
+    //#end
+}
+
+// `n` queries from `head` on, normalised and rotated, and a fresh state; the row's own key goes to the cache with them
+// where that is wanted.
+fn load_queries(n: u32, head: u32, kh: u32, row: u32, at_row: vec2<u32>, writes: bool, lid: u32) {
     workgroupBarrier();
     for (var at = lid; at < GH * HD; at += SPAN) {
         qs[at] = select(0.0, raw[row * NQKV + min(head * HD + at, NQKV - 1u)], at < n * HD);
         state[at] = 0.0;
+    }
+    if writes {
+        load_key(row, kh, lid);
     }
     if lid < GH {
         run_max[lid] = NOTHING;
@@ -314,23 +363,33 @@ fn load_queries(n: u32, head: u32, row: u32, position: u32, lid: u32) {
     //#if Q_NORM
     norm_query(n, lid);
     //#end
-    rotate(n, position, lid);
+    if writes {
+        norm_own_key(lid);
+    }
+    rotate(0u, n, at_row.x, lid);
+    if writes {
+        rotate(GH, 1u, at_row.x, lid);
+    }
+    workgroupBarrier();
+    for (var i = lid; i < GH * HD / 4u; i += SPAN) {
+        queries[i] = vec4<f32>(qs[4u * i], qs[4u * i + 1u], qs[4u * i + 2u], qs[4u * i + 3u]);
+    }
+    if writes {
+        write_row(row, kh, at_row.x, at_row.y, lid);
+        storageBarrier();
+    }
+    workgroupBarrier();
 }
 
 //#if WHOLE
 @compute @workgroup_size(128)
 fn attend(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) lid: u32) {
     let kh = wg.x;
-    let row = row_of(wg.y, lid);
-    if P.write != 0u {
-        write_row(wg.y, kh, row.x, row.y, lid);
-        storageBarrier();
-        workgroupBarrier();
-    }
+    let row = row_of(wg.y);
     for (var chunk = 0u; chunk < G; chunk += GH) {
         let n = min(GH, G - chunk);
         let head = kh * G + chunk;
-        load_queries(n, head, wg.y, row.x, lid);
+        load_queries(n, head, kh, wg.y, row, P.write != 0u && chunk == 0u, lid);
         for (var span = first_span(row.x); span <= row.x / SPAN; span++) {
             fold_span(n, kh, span * SPAN, row, lid);
         }
@@ -356,20 +415,16 @@ fn attend(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index)
 @compute @workgroup_size(128)
 fn attend_span(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) lid: u32) {
     let kh = wg.x;
-    let row = row_of(wg.y, lid);
+    let row = row_of(wg.y);
     let span = first_span(row.x) + wg.z;
     if span > row.x / SPAN {
         return;
     }
-    if P.write != 0u && span == row.x / SPAN {
-        write_row(wg.y, kh, row.x, row.y, lid);
-        storageBarrier();
-        workgroupBarrier();
-    }
     for (var chunk = 0u; chunk < G; chunk += GH) {
         let n = min(GH, G - chunk);
         let head = kh * G + chunk;
-        load_queries(n, head, wg.y, row.x, lid);
+        let writes = P.write != 0u && chunk == 0u && span == row.x / SPAN;
+        load_queries(n, head, kh, wg.y, row, writes, lid);
         fold_span(n, kh, span * SPAN, row, lid);
         let at = ((wg.y * P.spans + wg.z) * (G * KH) + head) * (HD + 2u);
         for (var i = lid; i < n * HD; i += SPAN) {
@@ -387,7 +442,12 @@ fn attend_span(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_i
 //#if CACHE
 @compute @workgroup_size(128)
 fn cache(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) lid: u32) {
-    let row = row_of(wg.y, lid);
+    let row = row_of(wg.y);
+    load_key(wg.y, wg.x, lid);
+    workgroupBarrier();
+    norm_own_key(lid);
+    rotate(GH, 1u, row.x, lid);
+    workgroupBarrier();
     write_row(wg.y, wg.x, row.x, row.y, lid);
 }
 //#end

@@ -3,6 +3,9 @@ use super::text::{Text, expand, float};
 use super::{Dialect, Kernel, NormAt};
 use crate::plan::NormKind;
 
+/// Invocations of a workgroup.
+const GROUP: usize = 256;
+
 /// What a step does with a row of the residual stream before its products.
 #[derive(Clone, Debug)]
 pub struct Prologue {
@@ -68,6 +71,9 @@ impl Text {
         } else {
             self.line("var<workgroup> xq: array<vec4<u32>, COLS / 16u>;");
             self.line("var<workgroup> xh: array<vec2<u32>, COLS / 32u>;");
+            if self.dialect.lanes < 8 {
+                self.line("var<workgroup> normed: array<vec4<f32>, COLS / 4u>;");
+            }
         }
         for k in 0..p.pending.len() {
             self.line(&format!("var<private> mean_{k}: f32; var<private> scale_{k}: f32;"));
@@ -95,12 +101,17 @@ impl Text {
             let names = (format!("mean_{k}"), format!("scale_{k}"));
             self.moments(norm, &names.0, &names.1, &delta(k));
         }
-        if !p.pending.is_empty() {
-            self.line("if store { for (var w = lid; w < HID / 4u; w += 256u) { x_out[source * (HID / 4u) + w] = residual(source, w); } }");
+        let pieces = (cols / 4).div_ceil(GROUP);
+        for k in 0..pieces {
+            self.line(&format!("let w_{k} = lid + {}u; var v_{k} = vec4<f32>();", GROUP * k));
+            self.line(&format!("if w_{k} < HID / 4u {{ v_{k} = residual(source, w_{k});"));
+            if !p.pending.is_empty() {
+                self.line(&format!("if store {{ x_out[source * (HID / 4u) + w_{k}] = v_{k}; }}"));
+            }
+            self.line("}");
         }
         if let Some(norm) = &p.norm {
-            self.moments(norm, "mean", "scale", "residual(source, w)");
-            self.normalised(norm, p.floating);
+            self.normalised(norm, p.floating, pieces);
         }
         self.line("}");
     }
@@ -120,24 +131,60 @@ impl Text {
         ));
     }
 
-    fn normalised(&mut self, norm: &NormAt, floating: bool) {
-        let bias = norm.bias.map_or("vec4<f32>()".into(), |at| format!("vector4({at}u, w)"));
-        let value =
-            format!("fma((residual(source, w) - mean) * scale, vector4({}u, w), {bias})", norm.weight);
-        if floating {
-            self.line(&format!(
-                "for (var w = lid; w < COLS / 4u; w += 256u) {{ var v = vec4<f32>(); if w < HID / 4u {{ v = {value}; }} xf[w] = v; }}"
-            ));
-            return;
+    /// From the pieces `v_k` of the row to its normalised values.
+    fn normalised(&mut self, norm: &NormAt, floating: bool, pieces: usize) {
+        let inside = |k: usize| format!("w_{k} < HID / 4u");
+        for k in 0..pieces {
+            let vector = |at: usize| {
+                format!(
+                    "if {} {{ {} = vector4({at}u, w_{k}); }}",
+                    inside(k),
+                    if at == norm.weight { format!("g_{k}") } else { format!("b_{k}") }
+                )
+            };
+            self.line(&format!("var g_{k} = vec4<f32>(); {} var b_{k} = vec4<f32>();", vector(norm.weight)));
+            norm.bias.iter().for_each(|at| self.line(&vector(*at)));
         }
-        self.line("for (var c = lid; c < COLS / 32u; c += 256u) { var v: array<vec4<f32>, 8>;");
+        self.line("mean = 0.0; var s = 0.0;");
+        if norm.kind == NormKind::Layer {
+            (0..pieces).for_each(|k| self.line(&format!("s += v_{k}.x + v_{k}.y + v_{k}.z + v_{k}.w;")));
+            self.line("mean = workgroup_sum(s, lid) / f32(HID); s = 0.0;");
+        }
+        for k in 0..pieces {
+            self.line(&format!("if {} {{ s = square4(v_{k} - mean, s); }}", inside(k)));
+        }
         self.line(&format!(
-            "for (var k = 0u; k < 8u; k++) {{ let w = 8u * c + k; if w < HID / 4u {{ v[k] = {value}; }} }}"
+            "scale = 1.0 / sqrt(fma(workgroup_sum(s, lid), 1.0 / f32(HID), {}));",
+            float(norm.eps)
         ));
-        self.add(QUANTIZE);
-        self.line("xq[2u * c] = qa; xq[2u * c + 1u] = qb; xh[c] = block_scale(most, sum_of_bytes(qa), sum_of_bytes(qb)); }");
+        for k in 0..pieces {
+            // Beyond the row the norm's vectors are zeros, and so are the values.
+            self.line(&format!("v_{k} = fma((v_{k} - mean) * scale, g_{k}, b_{k});"));
+            if floating {
+                self.line(&format!("if w_{k} < COLS / 4u {{ xf[w_{k}] = v_{k}; }}"));
+            } else if self.dialect.lanes >= 8 {
+                self.line(&QUANTIZE_SHARED.replace("{k}", &k.to_string()));
+            } else {
+                self.line(&format!("if w_{k} < COLS / 4u {{ normed[w_{k}] = v_{k}; }}"));
+            }
+        }
+        if !floating && self.dialect.lanes < 8 {
+            self.line("workgroupBarrier(); for (var c = lid; c < COLS / 32u; c += 256u) { var v: array<vec4<f32>, 8>;");
+            self.line("for (var k = 0u; k < 8u; k++) { v[k] = normed[8u * c + k]; }");
+            self.add(QUANTIZE);
+            self.line("xq[2u * c] = qa; xq[2u * c + 1u] = qb; xh[c] = block_scale(most, sum_of_bytes(qa), sum_of_bytes(qb)); }");
+        }
     }
 }
+
+/// Eight lanes quantise a block, four columns each; the first of four stores what they have.
+const QUANTIZE_SHARED: &str = "{ var most = largest(v_{k});
+most = max(most, subgroupShuffleXor(most, 1u)); most = max(most, subgroupShuffleXor(most, 2u)); most = max(most, subgroupShuffleXor(most, 4u));
+let q = quantized(v_{k}, inverse_step(most)); var half = dot4I8Packed(q, 0x01010101u);
+half += subgroupShuffleXor(half, 1u); half += subgroupShuffleXor(half, 2u);
+let other = subgroupShuffleXor(half, 4u);
+let codes = vec4<u32>(q, subgroupShuffleXor(q, 1u), subgroupShuffleXor(q, 2u), subgroupShuffleXor(q, 3u));
+if w_{k} < COLS / 4u && lid % 4u == 0u { xq[w_{k} / 4u] = codes; if lid % 8u == 0u { xh[w_{k} / 8u] = block_scale(most, half, other); } } }";
 
 /// From `v`, eight vec4, to `most`, `qa` and `qb`.
 const QUANTIZE: &str = "var most = 0.0; for (var k = 0u; k < 8u; k++) { most = max(most, largest(v[k])); }

@@ -1,5 +1,5 @@
 // One row of the residual stream: what earlier steps left to be added, moments, normalised values.
-// Generated before it: HID, the bindings x and w1.
+// Generated before it: HID, the bindings x and w4.
 var<workgroup> sums: array<f32, 256>;
 var<workgroup> sums2: array<f32, 16>;
 
@@ -33,9 +33,9 @@ fn workgroup_sum(value: f32, lid: u32) -> f32 {
     return total;
 }
 
+// Vectors begin at whole vec4.
 fn vector4(at: u32, w: u32) -> vec4<f32> {
-    let i = at + 4u * w;
-    return bitcast<vec4<f32>>(vec4<u32>(w1[i], w1[i + 1u], w1[i + 2u], w1[i + 3u]));
+    return bitcast<vec4<f32>>(w4[at / 4u + w]);
 }
 
 fn square4(v: vec4<f32>, s: f32) -> f32 {

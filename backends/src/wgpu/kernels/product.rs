@@ -106,6 +106,7 @@ impl Product {
         let input = match &self.fused {
             None => 0,
             Some(_) if self.floating() => 4 * self.cols() + 1100,
+            Some(_) if dialect.lanes < 8 => 5 * self.cols() + self.cols() / 4 + 1100,
             Some(_) => self.cols() + self.cols() / 4 + 1100,
         };
         4 * self.sums() * GROUP / lanes + 4 * self.tile * self.rows() + input
