@@ -8,7 +8,6 @@ pub mod cpu;
 pub mod cuda;
 pub mod engine;
 pub mod gguf;
-#[cfg(not(target_family = "wasm"))]
 pub mod load;
 pub mod models;
 pub mod null;

@@ -1,16 +1,18 @@
 //! From a model file to a running engine.
-use crate::engine::{Engine, EngineConfig, EngineHandle};
+#[cfg(not(target_family = "wasm"))]
+mod file;
+
 use crate::gguf::{GgufError, ModelFile};
-use crate::models::{self, ModelError};
+use crate::models::ModelError;
 use crate::plan::Plan;
-use crate::program::{Device, DeviceError, DeviceInfo, KvLayout};
+use crate::program::{DeviceError, KvLayout};
 use crate::text::{ChatTemplate, TextError, Tokenizer};
-use sha2::{Digest, Sha256};
-use std::fs::File;
-use std::io::{self, Read};
-use std::path::{Path, PathBuf};
+#[cfg(not(target_family = "wasm"))]
+pub use file::{Loaded, load};
+use std::io;
+use std::path::PathBuf;
 use std::sync::Arc;
-use weir_scheduler::{BLOCK_TOKENS, KvType, ModelId};
+use weir_scheduler::{BLOCK_TOKENS, KvType};
 
 /// Longest context unless told otherwise.
 const CONTEXT: u32 = 8192;
@@ -38,20 +40,6 @@ impl Default for LoadOptions {
     fn default() -> Self {
         LoadOptions { context: None, slots: 16, kv: KvType::F16, memory: None, prefill_chunk: 256 }
     }
-}
-
-/// A model ready to run.
-pub struct Loaded {
-    /// Runs it.
-    pub engine: EngineHandle,
-    /// Of the file.
-    pub tokenizer: Arc<Tokenizer>,
-    /// Of the file; the plain one where it has none.
-    pub template: Arc<ChatTemplate>,
-    /// What it runs on.
-    pub device: DeviceInfo,
-    /// Bytes of all tensors in the file.
-    pub weight_bytes: u64,
 }
 
 /// Why a model was not loaded.
@@ -90,54 +78,18 @@ pub enum LoadError {
     Interrupted(&'static str),
 }
 
-/// Loads the model in `file` (the first, if it is split) onto a device and starts its engine. `id` is the file's
-/// SHA-256; without it the file is read whole once more. Weights, tokenizer and digest are made at the same time.
-pub fn load(
-    file: &Path,
-    id: Option<ModelId>,
-    device: &dyn Device,
-    options: LoadOptions,
-) -> Result<Loaded, LoadError> {
-    let model = ModelFile::open(file)?;
-    let plan = models::plan(&model)?;
-    let info = device.describe();
-    let (layout, context) = kv_layout(&model, &plan, options, info.memory_free);
-    let (program, text, id) = std::thread::scope(|scope| {
-        let text = scope.spawn(|| text(&model));
-        let id = scope.spawn(|| id.map_or_else(|| digest(file), Ok));
-        let program = device.compile(&model, &plan, 0..plan.layers.len(), layout);
-        (program, text.join(), id.join())
-    });
-    let (tokenizer, template) = text.map_err(|_| LoadError::Interrupted("the tokenizer's thread died"))??;
-    let id = id.map_err(|_| LoadError::Interrupted("the digest's thread died"))??;
+/// The file's tokenizer, which must be no larger than the model, and its chat template, or the plain one where it has
+/// none.
+pub fn text(model: &ModelFile, plan: &Plan) -> Result<(Arc<Tokenizer>, Arc<ChatTemplate>), LoadError> {
+    let tokenizer = Tokenizer::from_gguf(model)?;
     if tokenizer.len() < plan.vocab {
         tracing::debug!(tokens = tokenizer.len(), vocab = plan.vocab, "the model has more rows than tokens");
     } else if tokenizer.len() > plan.vocab {
         return Err(LoadError::Vocabulary { tokens: tokenizer.len(), vocab: plan.vocab });
     }
-    let config = EngineConfig { model: id, layout, context, prefill_chunk: options.prefill_chunk.max(1) };
-    let engine = Engine::spawn(program?, tokenizer.clone(), config);
-    Ok(Loaded { engine, tokenizer, template, device: info, weight_bytes: model.total_bytes() })
-}
-
-fn text(model: &ModelFile) -> Result<(Arc<Tokenizer>, Arc<ChatTemplate>), TextError> {
-    let tokenizer = Tokenizer::from_gguf(model)?;
     let template = ChatTemplate::from_gguf(model, &tokenizer)?;
     let template = template.unwrap_or_else(|| ChatTemplate::fallback(&tokenizer));
     Ok((Arc::new(tokenizer), Arc::new(template)))
-}
-
-fn digest(path: &Path) -> Result<ModelId, LoadError> {
-    let failed = |error| LoadError::Digest { path: path.into(), error };
-    let mut file = File::open(path).map_err(failed)?;
-    let mut hash = Sha256::new();
-    let mut buffer = vec![0; 1 << 20];
-    loop {
-        match file.read(&mut buffer).map_err(failed)? {
-            0 => return Ok(ModelId(hash.finalize().into())),
-            n => hash.update(&buffer[..n]),
-        }
-    }
 }
 
 /// How large the KV cache is on a device with so many bytes free, and the context that it leaves: enough for two of the

@@ -9,6 +9,7 @@ mod peers;
 mod run;
 mod sim;
 mod test;
+mod web;
 
 use anyhow::{Result, bail};
 use std::process::ExitCode;
@@ -24,6 +25,8 @@ cargo xtask bench wgpu [FLAGS]    decoding and prefilling on a GPU, beside its b
 cargo xtask bench gateway         what a request's way through the gateway costs, beside smg; FLAGS: see --help
 cargo xtask golden                makes the golden logits again (needs cmake and libclang, as `bench cpu` does)
 cargo xtask sim [--seeds N]       the scheduler under virtual time: N seeds of faults, placement and what it costs
+cargo xtask web                   the browser's engine and SDK, in web/dist
+cargo xtask web test              the same, and its tests in Chromium
 cargo xtask fuzz [TARGET] [SECONDS] fuzzes what reads model files (reader) and frames (frames)";
 
 fn main() -> ExitCode {
@@ -48,6 +51,8 @@ fn dispatch(arguments: &[String]) -> Result<()> {
         ["bench", "gateway", rest @ ..] => gateway::bench(rest),
         ["bench", "cpu", rest @ ..] => peers::bench_cpu(rest),
         ["golden"] => peers::golden(),
+        ["web"] => web::build(),
+        ["web", "test"] => web::test(),
         ["sim", rest @ ..] => sim::run(rest),
         ["fuzz"] => fuzz::run(None, 60),
         ["fuzz", target] if target.parse::<u32>().is_err() => fuzz::run(Some(target), 60),

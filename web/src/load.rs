@@ -1,0 +1,175 @@
+//! From parts that JavaScript reads to a program on a device.
+use crate::host::Part;
+use js_sys::Array;
+use serde::Deserialize;
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::io;
+use std::sync::Arc;
+use tokio::sync::Notify;
+use wasm_bindgen::prelude::*;
+use weir_backends::cpu::{Cpu, CpuOptions};
+use weir_backends::gguf::{ModelFile, ReadAt};
+use weir_backends::load::{LoadOptions, kv_layout};
+use weir_backends::models;
+use weir_backends::plan::Plan;
+use weir_backends::program::{Device, DeviceInfo, KvLayout, Program};
+use weir_backends::wgpu::Wgpu;
+use weir_scheduler::KvType;
+
+/// Where to compute.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Where {
+    /// On a GPU where there is a real one, else on the processor.
+    #[default]
+    Auto,
+    /// On a GPU, even one that a program imitates.
+    Gpu,
+    /// On the processor.
+    Cpu,
+}
+
+/// How a model is loaded.
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(rename_all = "camelCase", default, deny_unknown_fields)]
+pub struct Options {
+    /// Which device.
+    pub device: Where,
+    /// Whether GPUs are asked for with subgroups.
+    pub subgroups: bool,
+    /// Longest sequence in tokens.
+    pub context: Option<u32>,
+    /// Sequences that run at once.
+    pub slots: u32,
+    /// Rows of prompts in one step.
+    pub prefill_chunk: u32,
+    /// Keys and values as 8-bit numbers.
+    pub small_cache: bool,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Options {
+            device: Where::Auto,
+            subgroups: false,
+            context: None,
+            slots: 4,
+            prefill_chunk: 256,
+            small_cache: false,
+        }
+    }
+}
+
+/// A compiled model, and what it was made from.
+pub struct Started {
+    pub program: Box<dyn Program>,
+    pub file: ModelFile,
+    pub plan: Plan,
+    pub info: DeviceInfo,
+    pub layout: KvLayout,
+    pub context: u32,
+    pub options: Options,
+    /// Rings when results have come back.
+    pub wake: Arc<Notify>,
+}
+
+/// Reads the header, opens the device, compiles.
+pub async fn start(parts: Array, options: &str) -> Result<Started, JsError> {
+    let options: Options = serde_json::from_str(options)?;
+    let options = Options { prefill_chunk: options.prefill_chunk.max(1), ..options };
+    let sources = parts.iter().enumerate().map(|(i, part)| source(i, part)).collect();
+    let file = ModelFile::from_sources(sources)?;
+    let plan = models::plan(&file)?;
+    let wake = Arc::new(Notify::new());
+    let kv = if options.small_cache { KvType::Q8_0 } else { KvType::F16 };
+    let Options { context, slots, prefill_chunk, .. } = options;
+    let wanted = LoadOptions { context, slots, kv, memory: None, prefill_chunk };
+    let layers = 0..plan.layers.len();
+    let gpu = match options.device {
+        Where::Cpu => None,
+        wanted => gpu(options, wanted == Where::Gpu).await?,
+    };
+    let (program, info, (layout, context)) = match gpu {
+        Some(gpu) => {
+            let wake = wake.clone();
+            let gpu = gpu.with_wake(Arc::new(move || wake.notify_one()));
+            let info = gpu.describe();
+            let layout = kv_layout(&file, &plan, wanted, info.memory_free);
+            (gpu.compile_async(&file, &plan, layers, layout.0).await?, info, layout)
+        }
+        None => {
+            let cpu = Cpu::new(CpuOptions { threads: Some(1), isa: None });
+            let info = cpu.describe();
+            let layout = kv_layout(&file, &plan, wanted, info.memory_free);
+            (cpu.compile(&file, &plan, layers, layout.0)?, info, layout)
+        }
+    };
+    Ok(Started { program, file, plan, info, layout, context, options, wake })
+}
+
+/// The browser's GPU; one that a program imitates only where that is wanted.
+async fn gpu(options: Options, any: bool) -> Result<Option<Wgpu>, JsError> {
+    let found = Wgpu::find_async().await;
+    let Some(found) = found.iter().find(|found| any || !found.software) else {
+        return if any { Err(JsError::new("this browser offers no WebGPU adapter")) } else { Ok(None) };
+    };
+    match Wgpu::open(found, options.subgroups).await {
+        Ok(gpu) => Ok(Some(gpu)),
+        Err(error) if any => Err(error.into()),
+        Err(error) => {
+            crate::host::error(&format!("computing on the processor instead: {error}"));
+            Ok(None)
+        }
+    }
+}
+
+thread_local! {
+    /// JavaScript's objects can't leave their thread; sources, which may, know them by number.
+    static PARTS: RefCell<HashMap<u64, Part>> = RefCell::default();
+    static NEXT: Cell<u64> = const { Cell::new(0) };
+}
+
+/// A part of a model, as JavaScript reads it.
+#[derive(Debug)]
+struct Source {
+    number: u64,
+    part: usize,
+    size: u64,
+}
+
+fn source(part: usize, object: JsValue) -> Box<dyn ReadAt> {
+    let object: Part = object.unchecked_into();
+    let size = object.size() as u64;
+    let number = NEXT.replace(NEXT.get() + 1);
+    PARTS.with_borrow_mut(|parts| parts.insert(number, object));
+    Box::new(Source { number, part, size })
+}
+
+impl ReadAt for Source {
+    fn size(&self) -> u64 {
+        self.size
+    }
+
+    fn read_at(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
+        let wanted = out.len();
+        let read = PARTS.with_borrow(|parts| match parts.get(&self.number) {
+            Some(part) => part.read(offset as f64, out).map_err(|error| format!("{error:?}")),
+            None => Err("it belongs to another thread".to_owned()),
+        });
+        match read {
+            Ok(read) if read == wanted as f64 => Ok(()),
+            Ok(read) => {
+                let why = format!("part {} gave {read} bytes at {offset}, not {wanted}", self.part);
+                Err(io::Error::new(io::ErrorKind::UnexpectedEof, why))
+            }
+            Err(why) => Err(io::Error::other(format!("part {}: {why}", self.part))),
+        }
+    }
+}
+
+impl Drop for Source {
+    fn drop(&mut self) {
+        PARTS.with_borrow_mut(|parts| parts.remove(&self.number));
+    }
+}

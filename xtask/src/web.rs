@@ -1,0 +1,55 @@
+//! The browser's engine and SDK: a WebAssembly module, the JavaScript around it, and TypeScript made into modules.
+#[cfg(feature = "web")]
+mod compiler;
+#[cfg(feature = "web")]
+mod make;
+
+use crate::models;
+use crate::run::{check, output, program, root, works};
+use anyhow::{Result, bail};
+#[cfg(feature = "web")]
+pub use make::build;
+
+/// What browsers call Chromium's program, in the order of preference.
+const BROWSERS: [&str; 4] =
+    ["/usr/bin/chromium", "/usr/bin/chromium-browser", "/usr/bin/google-chrome", "chromium"];
+
+/// Builds it with what that needs, which this build of xtask lacks.
+#[cfg(not(feature = "web"))]
+pub fn build() -> Result<()> {
+    check(&mut crate::run::cargo(&["run", "--quiet", "--package", "xtask", "--features", "web", "--", "web"]))
+}
+
+/// What is missing for that, and the Debian packages that have it.
+pub fn missing() -> Vec<(&'static str, &'static str)> {
+    let mut missing = Vec::new();
+    if browser().is_none() {
+        missing.push(("chromium", "chromium"));
+    }
+    let has_target = |root: String| {
+        std::path::Path::new(root.trim()).join("lib/rustlib/wasm32-unknown-unknown").exists()
+    };
+    if !output(program("rustc").args(["--print", "sysroot"])).is_ok_and(has_target)
+        && !(works("/usr/bin/rustc", &["--version"]) && works("wasm-ld-22", &["--version"]))
+    {
+        missing.push(("a compiler for WebAssembly", "rustc-web rust-web-src lld-22"));
+    }
+    missing
+}
+
+fn browser() -> Option<&'static str> {
+    BROWSERS.into_iter().find(|browser| works(browser, &["--version"]))
+}
+
+/// Builds it, and tests it in Chromium.
+pub fn test() -> Result<()> {
+    build()?;
+    let folder = root().join("web");
+    let Some(browser) = browser() else {
+        bail!("there is no Chromium; install it with\n  apt-get install -y --no-install-recommends chromium");
+    };
+    let mut tests = program("node");
+    tests.current_dir(&folder).arg("--test").arg("test/");
+    tests.env("WEIR_TEST_BROWSER", browser).env("WEIR_TEST_MODELS", models::folder()?).env("CI", "true");
+    check(&mut tests)
+}
