@@ -93,6 +93,8 @@ pub struct Call {
     pub width: usize,
     pub height: Height,
     pub when: When,
+    /// Rows of the batch that a workgroup computes, of [`Height::Tiles`].
+    pub tile: usize,
     /// Most spans that this layer's attention looks at; 1 where the dispatch has no third dimension.
     pub spans: usize,
     /// The fused step that it belongs to, and the bytes of weights it reads.
@@ -103,7 +105,7 @@ pub struct Call {
 impl Call {
     /// Part of every step, flat, and without weights worth counting.
     fn new(name: &'static str, kernel: Kernel, buffers: Vec<Buf>, width: usize, height: Height) -> Call {
-        Call { kernel, buffers, width, height, when: When::Always, spans: 1, name, bytes: 0 }
+        Call { kernel, buffers, width, height, when: When::Always, tile: 1, spans: 1, name, bytes: 0 }
     }
 }
 
@@ -139,8 +141,6 @@ pub struct Lowered {
     pub partial_words: usize,
     pub partials: usize,
     pub kv_heads: usize,
-    /// Rows that a dispatch of [`Height::Tiles`] computes in one workgroup.
-    pub tile: usize,
 }
 
 struct Lowering<'a> {
@@ -203,7 +203,6 @@ pub fn lower(
         ropes: Vec::new(),
         table: Vec::new(),
     };
-    l.out.tile = l.tile();
     if layers.start == 0 {
         l.embed()?;
     }

@@ -149,14 +149,13 @@ impl WgpuProgram {
             &lowered.settle,
         ];
         let pipelines = build::build(&gpu, file, &lists, &lowered, &weights).await?;
-        let tile = lowered.tile as u32;
         let ready = |calls: &Vec<Call>| -> Vec<Ready> {
             let one = |call: &Call| Ready {
                 pipeline: pipelines[&call.kernel].clone(),
                 bound: build::bind(&gpu, call, &buffers, &weights, &lowered),
                 width: call.width as u32,
                 height: call.height,
-                tile,
+                tile: call.tile as u32,
                 when: call.when,
                 spans: call.spans,
                 name: call.name,

@@ -25,6 +25,19 @@ pub struct Attention {
     pub floating: bool,
 }
 
+/// How a workgroup of 128 is dealt out.
+#[derive(Clone, Copy)]
+struct Geometry {
+    /// Dimensions of a value that an invocation sums, and invocations that have all of a value's.
+    dims: usize,
+    lanes: usize,
+    /// Of such invocations; and how many of them shuffle among each other, and add up what they have.
+    groups: usize,
+    folded: usize,
+    /// Query heads.
+    at_once: usize,
+}
+
 impl Attention {
     /// vec4 of a key and words of a value, of one head.
     pub fn place(head_dim: usize, q8: bool) -> (usize, usize) {
@@ -35,26 +48,34 @@ impl Attention {
         }
     }
 
-    /// `attend`, which does all of it; `cache`, which only writes keys and values; `attend_span`, one span.
-    pub fn kernel(&self, dialect: Dialect, entry: &'static str) -> Kernel {
+    fn geometry(&self, dialect: Dialect) -> Geometry {
         let h = self.heads;
-        let group = h.heads / h.kv_heads;
         let dims = if self.q8 { 4 } else { 8 };
-        let groups = (128 / (h.head_dim / dims)).max(1);
+        let lanes = h.head_dim / dims;
+        let groups = (128 / lanes).max(1);
         let groups = if groups.is_power_of_two() { groups } else { groups.next_power_of_two() / 2 };
-        let room = |at_once: usize| {
-            4 * at_once * (3 * h.head_dim + 128 + groups * h.head_dim) + 4 * h.head_dim + 1536
+        let folded = match dialect.lanes as usize / lanes {
+            n if n > 1 && !self.q8 && lanes.is_power_of_two() => n.min(groups),
+            _ => 1,
         };
-        let mut at_once = group.next_power_of_two().min(4);
+        let room = |at_once: usize| {
+            4 * at_once * (3 * h.head_dim + 128 + groups / folded * h.head_dim) + 4 * h.head_dim + 1536
+        };
+        let mut at_once = (h.heads / h.kv_heads).next_power_of_two().min(4);
         while at_once > 1 && room(at_once) > dialect.shared_bytes as usize {
             at_once /= 2;
         }
+        Geometry { dims, lanes, groups, folded, at_once }
+    }
+
+    fn constants(&self, t: &mut Text, g: Geometry) {
+        let h = self.heads;
         let (key, value) = Attention::place(h.head_dim, self.q8);
-        let mut t = Text::new(dialect);
+        let together = (128 / g.at_once).min(t.dialect.lanes as usize);
         t.constants(&[
             ("HD", h.head_dim),
-            ("G", group),
-            ("GH", at_once),
+            ("G", h.heads / h.kv_heads),
+            ("GH", g.at_once),
             ("KH", h.kv_heads),
             ("NQKV", (h.heads + 2 * h.kv_heads) * h.head_dim),
             ("PAIRS", self.pairs),
@@ -64,16 +85,16 @@ impl Attention {
             ("WINDOW", self.window),
             ("KEY", key),
             ("VALUE", value),
-            ("GROUPS", groups),
-            ("DIMS", dims),
+            ("GROUPS", g.groups),
+            ("FOLDED", g.folded),
+            ("DIMS", g.dims),
+            ("TOGETHER", together),
         ]);
         t.line(&format!("const ADJACENT = {}; const SCALE = {};", self.adjacent, float(self.scale)));
         t.line(&format!("const CAP = {};", float(self.cap.unwrap_or(1.0))));
-        let mut norms = String::new();
-        for (name, from, norm) in [("norm_query", "0u", &self.q_norm), ("norm_key", "GH * HD", &self.k_norm)]
-        {
-            norms.extend(norm.iter().map(|norm| head_norm(name, from, norm)));
-        }
+    }
+
+    fn flags(&self, entry: &str) -> Vec<&'static str> {
         let mut flags = Vec::new();
         flags.extend(self.q_norm.is_some().then_some("Q_NORM"));
         flags.extend(self.k_norm.is_some().then_some("K_NORM"));
@@ -84,13 +105,30 @@ impl Attention {
             "attend_span" => "PART",
             _ => "CACHE",
         });
-        let text = include_str!("attend.wgsl");
-        let text = text.replace("//#norms", &norms);
-        let together = (128 / at_once).min(dialect.lanes as usize);
-        t.constants(&[("TOGETHER", together)]);
-        let text = text.replace("//#most", &largest_of("most", together));
-        let text = text.replace("//#sum", &shuffle("sum", together));
-        t.add(&expand(&self.with_output(&text), &flags, dialect));
+        flags
+    }
+
+    /// `attend`, which does all of it; `cache`, which only writes keys and values; `attend_span`, one span.
+    pub fn kernel(&self, dialect: Dialect, entry: &'static str) -> Kernel {
+        let g = self.geometry(dialect);
+        let mut t = Text::new(dialect);
+        self.constants(&mut t, g);
+        let mut norms = String::new();
+        for (name, from, norm) in [("norm_query", "0u", &self.q_norm), ("norm_key", "GH * HD", &self.k_norm)]
+        {
+            norms.extend(norm.iter().map(|norm| head_norm(name, from, norm)));
+        }
+        let mut fold = String::new();
+        for step in (0..g.folded.ilog2()).map(|i| g.lanes << i) {
+            fold += &format!("a += subgroupShuffleXor(a, {step}u); b += subgroupShuffleXor(b, {step}u);\n");
+        }
+        let together = (128 / g.at_once).min(dialect.lanes as usize);
+        let text = include_str!("attend.wgsl")
+            .replace("//#norms", &norms)
+            .replace("//#fold", &fold)
+            .replace("//#most", &largest_of("most", together))
+            .replace("//#sum", &shuffle("sum", together));
+        t.add(&expand(&self.with_output(&text), &self.flags(entry), dialect));
         t.writes = vec![false, false, false, false, true, true, true];
         t.writes.extend((entry != "attend_span").then_some(true));
         t.finish(entry)

@@ -1,7 +1,8 @@
 // Attention of one row over one key/value head's cache, whole.
 // Generated before it: HD, G (query heads a key/value head), GH (of them at a time), KH, NQKV (width of a row of raw),
 // Q_NORM, K_NORM, PAIRS, ADJACENT, ROPE_LOW, ROPE_HIGH, TABLES, WINDOW, CAP, SCALE, KEY (vec4 a key), VALUE (words a
-// value), GROUPS (of positions), DIMS (of a value that an invocation sums), OUT (columns of the result, padded).
+// value), GROUPS (of positions), FOLDED (of them whose lanes shuffle), DIMS (of a value that an invocation sums), OUT (columns of
+// the result, padded).
 // A span is 128 positions at absolute places; spans are folded in order, so the bits depend only on the position.
 @group(0) @binding(0) var<storage, read> raw: array<f32>;
 @group(0) @binding(1) var<storage, read> w1: array<u32>;
@@ -27,7 +28,7 @@ var<workgroup> qs: array<f32, (GH + 1u) * HD>;
 var<workgroup> queries: array<vec4<f32>, GH * HD / 4u>;
 var<workgroup> places: array<u32, SPAN>;
 var<workgroup> weights: array<f32, GH * SPAN>;
-var<workgroup> parts: array<f32, GROUPS * GH * HD>;
+var<workgroup> parts: array<f32, GROUPS / FOLDED * GH * HD>;
 var<workgroup> state: array<f32, GH * HD>;
 var<workgroup> red: array<f32, SPAN>;
 var<workgroup> span_max: array<f32, GH>;
@@ -249,10 +250,15 @@ fn sum_values(count: u32, lid: u32) {
         }
     }
     for (var h = 0u; h < GH; h++) {
-        let at = (group * GH + h) * HD + 8u * lane;
-        for (var d = 0u; d < 4u; d++) {
-            parts[at + d] = low[h][d];
-            parts[at + 4u + d] = high[h][d];
+        var a = low[h];
+        var b = high[h];
+        //#fold
+        if group % FOLDED == 0u {
+            let at = (group / FOLDED * GH + h) * HD + 8u * lane;
+            for (var d = 0u; d < 4u; d++) {
+                parts[at + d] = a[d];
+                parts[at + 4u + d] = b[d];
+            }
         }
     }
     //#end
@@ -318,7 +324,7 @@ fn fold_span(n: u32, kh: u32, first: u32, row: vec2<u32>, lid: u32) {
     workgroupBarrier();
     for (var at = lid; at < n * HD; at += SPAN) {
         var sum = 0.0;
-        for (var g = 0u; g < GROUPS; g++) {
+        for (var g = 0u; g < GROUPS / FOLDED; g++) {
             sum += parts[g * GH * HD + at];
         }
         let h = at / HD;

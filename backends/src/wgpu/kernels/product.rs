@@ -83,7 +83,21 @@ impl Product {
         GROUP / self.lanes() * self.per_lane()
     }
 
-    /// Workgroups of each part.
+    /// Units of so many rows that a workgroup computes in turn, so that what it does to its input is done once for all
+    /// of them. Large GPUs have enough workgroups all the same.
+    fn turns(&self) -> usize {
+        match (&self.fused, &self.parts[..]) {
+            (Some(_), [part]) => (part.matrices[0].rows / self.rows() / (4 * BUSY)).clamp(1, 8),
+            _ => 1,
+        }
+    }
+
+    /// Workgroups of a dispatch.
+    pub fn width(&self) -> usize {
+        self.groups().iter().sum::<usize>().div_ceil(self.turns())
+    }
+
+    /// Units of rows of each part.
     pub fn groups(&self) -> Vec<usize> {
         self.parts.iter().map(|part| part.matrices[0].rows.div_ceil(self.rows())).collect()
     }
@@ -142,14 +156,26 @@ impl Product {
         }
         t.main();
         t.line("let t0 = wg.y * TILE; let lane = lid % LPR; let group = lid / LPR;");
+        let turns = self.turns();
+        if turns > 1 {
+            t.line("prologue(t0, lid, wg.x == 0u); workgroupBarrier();");
+            t.line(&format!(
+                "for (var turn = 0u; turn < {turns}u; turn++) {{ let unit = wg.x * {turns}u + turn;"
+            ));
+        } else {
+            t.line("let unit = wg.x; {");
+        }
         let mut before = 0;
         for (number, (part, groups)) in self.parts.iter().zip(self.groups()).enumerate() {
-            t.line(&format!("if wg.x >= {before}u && wg.x < {}u {{", before + groups));
+            t.line(&format!("if unit >= {before}u && unit < {}u {{", before + groups));
             self.part(&mut t, (number, part), before, shuffled);
             t.line("}");
             before += groups;
         }
-        t.line("}");
+        if turns > 1 {
+            t.line("workgroupBarrier();");
+        }
+        t.line("} }");
         t.finish("main")
     }
 
@@ -171,7 +197,7 @@ impl Product {
     fn part(&self, t: &mut Text, (number, part): (usize, &Part), before: usize, shuffled: usize) {
         let per = self.per_lane();
         let rows = part.matrices[0].rows;
-        t.line(&format!("let r0 = (wg.x - {before}u) * ROWS;"));
+        t.line(&format!("let r0 = (unit - {before}u) * ROWS;"));
         for i in 0..per {
             t.line(&format!("let r_{i} = min(r0 + group * PER + {i}u, {}u);", rows - 1));
         }
@@ -181,7 +207,7 @@ impl Product {
         let blocks = self.cols() / part.matrices[0].format.block();
         t.line("var b = lane;");
         let ahead = self.ahead();
-        if self.fused.is_some() {
+        if self.fused.is_some() && self.turns() == 1 {
             // The first weights are on their way while the input is made.
             for (u, offset) in LANES_AHEAD.iter().enumerate().take(ahead) {
                 self.load(t, (number, part), u, &format!("min(b{offset}, {}u)", blocks - 1));
@@ -309,7 +335,7 @@ impl Product {
                 t.line(&format!("{rows}u); }} workgroupBarrier();"));
                 t.line("if lid < TILE && t0 + lid < P.rows { var most = -3e38; for (var i = 0u; i < ROWS; i++) { most = max(most, done[lid * ROWS + i]); }");
                 t.line(&format!(
-                    "peaks[(t0 + lid) * {peaks}u + {first_peak}u + wg.x - {before}u] = most; }}"
+                    "peaks[(t0 + lid) * {peaks}u + {first_peak}u + unit - {before}u] = most; }}"
                 ));
             }
             Epilogue::GateUp { act, cols, floating } => {

@@ -34,7 +34,7 @@ impl<'a> Lowering<'a> {
         for (n, ((region, part), width)) in table.iter().zip(&widths).enumerate() {
             let epilogue = Epilogue::Logits { width: plan.vocab, cap: head.soft_cap, peaks, first_peak };
             first_peak += width;
-            let tiled = Product { epilogue, ..product(part, self.tile()) };
+            let tiled = Product { epilogue, ..product(part, self.tile(part)) };
             let prologue = self.prologue(*region, Some(&head.norm), floating, Some(self.out.wanted_at))?;
             let bytes = 4 * self.out.regions[*region].words;
             let [one, many] =

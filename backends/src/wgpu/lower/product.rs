@@ -2,10 +2,11 @@
 use super::{Buf, Call, Height, Lowering};
 use crate::plan::{Linear, Norm};
 use crate::program::DeviceError;
-use crate::wgpu::kernels::{Epilogue, Product, Prologue};
+use crate::wgpu::kernels::{Epilogue, Part, Product, Prologue};
+use crate::wgpu::pack::Codes;
 
 /// Rows of a batch that a workgroup computes when there is more than one.
-const TILE: usize = 4;
+const TILE: usize = 8;
 
 /// Where a product's input comes from.
 #[derive(Clone, Copy)]
@@ -30,7 +31,8 @@ impl<'a> Lowering<'a> {
         let floating = placed[0].1[0].matrices[0].format.floating();
         for (n, (region, parts)) in placed.into_iter().enumerate() {
             let bytes = 4 * self.out.regions[region].words;
-            let tiled = Product { parts, fused: None, epilogue: epilogue.clone(), tile: self.tile() };
+            let tile = self.tile(&parts[0]);
+            let tiled = Product { parts, fused: None, epilogue: epilogue.clone(), tile };
             match source {
                 Source::Norm(norm) => {
                     let prologue = self.prologue(region, Some(norm), floating, None)?;
@@ -61,8 +63,12 @@ impl<'a> Lowering<'a> {
         buffers: Vec<Buf>,
         height: Height,
     ) -> Call {
-        let width = product.groups().iter().sum();
-        Call { bytes, ..Call::new(name, product.kernel(self.dialect), buffers, width, height) }
+        let width = product.width();
+        Call {
+            bytes,
+            tile: product.tile,
+            ..Call::new(name, product.kernel(self.dialect), buffers, width, height)
+        }
     }
 
     /// The dispatches for one row and for several of a product in that region, which may be the first of those that
@@ -95,9 +101,15 @@ impl<'a> Lowering<'a> {
         [one, before.into_iter().chain([many]).collect()]
     }
 
-    pub(super) fn tile(&self) -> usize {
-        // Without subgroups the partial sums of a tile take too much of the workgroup's memory.
-        if self.dialect.lanes >= 4 { TILE } else { 1 }
+    /// Rows of the batch that a workgroup computes with these matrices.
+    pub(super) fn tile(&self, part: &Part) -> usize {
+        // Codes of a byte take twice the registers. With few lanes that shuffle, the partial sums of a tile take too much of the workgroup's memory, and programs
+        // that imitate a GPU take long to compile it.
+        match self.dialect.lanes {
+            32.. if part.matrices[0].format.codes != Codes::N8 => TILE,
+            4.. => TILE / 2,
+            _ => 1,
+        }
     }
 
     pub(super) fn prologue(
