@@ -59,7 +59,7 @@ struct Reader {
 #[wasm_bindgen]
 impl Model {
     /// Loads a model from its parts, in order: each has `size` and `read(offset, into)`, which fills a Uint8Array and
-    /// returns how many bytes it had. `options` is JSON: see [`load::Options`].
+    /// returns how many bytes it had. `options` is JSON: see `load.rs`.
     pub async fn load(parts: js_sys::Array, options: String, host: Host) -> Result<Model, JsError> {
         let Started { program, file, info, layout, context, options, plan, wake } =
             load::start(parts, &options).await?;
@@ -108,7 +108,7 @@ impl Model {
 
     /// Takes a request: `tell(kind, text, detail)` is called with `"token"` and its text and id, and at the end with
     /// `"end"`, the last text and JSON of `reason` and `usage`, or with `"failed"`, a message and the kind of failure.
-    /// Options are JSON: see [`request::Wanted`].
+    /// Options are JSON: see `request.rs`.
     pub fn generate(
         &self,
         request: u32,

@@ -2,7 +2,7 @@
 use serde::Deserialize;
 use std::time::Duration;
 use wasm_bindgen::JsError;
-use weir_scheduler::{Generate, KeyId, ModelId, Priority, RequestId, Sampling, TraceContext};
+use weir_scheduler::{Generate, ModelId, Priority, RequestId, Sampling};
 
 /// A request's options; the SDK's names.
 #[derive(Clone, Debug, Deserialize)]
@@ -75,10 +75,6 @@ impl Wanted {
     pub fn generate(self, request: RequestId, prompt: Vec<u32>) -> Generate {
         Generate {
             request,
-            attempt: 0,
-            model: ModelId([0; 32]),
-            prompt,
-            output: Vec::new(),
             sampling: Sampling {
                 temperature: self.temperature,
                 top_k: self.top_k,
@@ -88,10 +84,8 @@ impl Wanted {
                 frequency_penalty: self.frequency_penalty,
                 presence_penalty: self.presence_penalty,
                 seed: self.seed,
-                logit_bias: Vec::new(),
-                logprobs: None,
+                ..Sampling::default()
             },
-            max_tokens: self.max_tokens,
             stop: self.stop.into_iter().filter(|stop| !stop.is_empty()).collect(),
             ignore_eos: self.ignore_eos,
             priority: match self.priority {
@@ -100,10 +94,7 @@ impl Wanted {
                 Rank::Interactive => Priority::Interactive,
             },
             deadline: self.deadline_ms.map(|ms| Duration::from_millis(ms.into())),
-            salt: 0,
-            key: KeyId::default(),
-            tags: Vec::new(),
-            trace: TraceContext::default(),
+            ..Generate::new(ModelId([0; 32]), prompt, self.max_tokens)
         }
     }
 }

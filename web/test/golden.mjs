@@ -14,7 +14,8 @@ export function parse(bytes) {
       if (byte < 128) return value;
     }
   };
-  at += number(); // how it was made
+  const about = number(); // how it was made
+  at += about;
   at += 32; // the model's digest
   const vocabulary = number();
   const view = new DataView(bytes.buffer, bytes.byteOffset);

@@ -55,7 +55,7 @@ test("a cluster answers", async () => {
   const { path, headers, body } = requests.at(-1);
   assert.equal(path, "/v1/chat/completions");
   assert.equal(headers.authorization, "Bearer k");
-  assert.deepEqual([body.model, body.max_tokens, body.min_p, body.priority], ["first", 2, 0.1, "background"]);
+  assert.deepEqual([body.model, body.max_tokens, body.min_p, body.weir], ["first", 2, 0.1, { priority: "background" }]);
 });
 
 test("a provider with Anthropic's API answers", async () => {

@@ -18,6 +18,7 @@ export async function serve(files) {
     const path = new URL(request.url, "http://x").pathname;
     response.setHeader("cross-origin-opener-policy", "same-origin");
     response.setHeader("cross-origin-embedder-policy", "require-corp");
+    if (path === "/favicon.ico") return response.writeHead(204).end();
     if (path === "/") return response.setHeader("content-type", "text/html").end("<!doctype html><title>weir</title>");
     const name = path.replace(/^\/models\//, "");
     const model = path.startsWith("/models/") ? files[name] : undefined;

@@ -112,8 +112,9 @@ function openaiBody(model: string, options: Options, ours: boolean): Json {
     stop: options.stop,
   };
   if (!ours) return body;
-  const { topK: top_k, minP: min_p, repetitionPenalty: repetition_penalty, priority } = options;
-  return { ...body, top_k, min_p, repetition_penalty, priority };
+  const { topK: top_k, minP: min_p, repetitionPenalty: repetition_penalty, ignoreEos: ignore_eos, priority } = options;
+  const weir = priority === undefined ? undefined : { priority };
+  return { ...body, top_k, min_p, repetition_penalty, ignore_eos, weir };
 }
 
 async function* openaiPieces(events: AsyncGenerator<string>): AsyncGenerator<Piece> {

@@ -78,7 +78,7 @@ export interface Options {
   seed?: number;
   stop?: string[];
   priority?: "background" | "normal" | "interactive";
-  /** Goes on past the model's end of an answer: for measurements, and only on local endpoints. */
+  /** Goes on past the model's end of an answer: for measurements, and not at providers. */
   ignoreEos?: boolean;
   signal?: AbortSignal;
 }
