@@ -62,7 +62,12 @@ pub async fn find() -> Vec<Found> {
 
 fn describe(info: &AdapterInfo) -> String {
     let AdapterInfo { name, driver, driver_info, backend, .. } = info;
-    format!("{name}, {backend} ({driver} {driver_info})").replace(" )", ")")
+    // Browsers tell little.
+    let name = if name.is_empty() { "GPU" } else { name.as_str() };
+    match format!("{driver} {driver_info}").trim() {
+        "" => format!("{name}, {backend}"),
+        driver => format!("{name}, {backend} ({driver})"),
+    }
 }
 
 /// An open GPU.
