@@ -12,6 +12,7 @@ mod forms;
 mod kernels;
 mod load;
 mod run;
+mod trace;
 
 use crate::gguf::{GgmlType, GgufError, ModelFile, TensorInfo};
 use crate::plan::Plan;

@@ -2,16 +2,17 @@
 use super::args::{EnterArgs, FinishArgs, SampleArgs, SettleArgs};
 use super::driver::{Buffer, Gpu, Graph, Pinned, Stream};
 use super::forms::WIDE;
-use super::kernels::{Kernels, traced};
+use super::kernels::Kernels;
 use super::load::{AttendStep, GemmStep, Low, Lowered, SPAN, TOGETHER, WIDTHS};
+use super::trace::Trace;
 use crate::program::{
     Batch, DeviceError, Input, KvLayout, Program, SampleSpec, Sampled, SegmentOutput, StepOutput, StepTime,
     Terms, Want,
 };
 use crate::sampling::{self, GREEDY_BELOW};
-use std::cell::RefCell;
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
+use std::sync::atomic::{Ordering, fence};
 use weir_scheduler::BLOCK_TOKENS;
 
 /// Steps that may be in flight.
@@ -112,27 +113,8 @@ pub struct CudaProgram {
     trace: Trace,
 }
 
-/// Times of launches, by their order in a step.
-struct Trace {
-    /// Four words of eight bytes a launch; none where kernels note no times.
-    times: Option<Buffer>,
-    /// Launches of the last step that was launched or captured.
-    names: RefCell<Vec<(&'static str, u64)>>,
-    sums: Vec<StepTime>,
-}
-
-/// Launches of a step that are traced, at most.
-const TRACED: usize = 4096;
-
-impl Trace {
-    /// Where the next launch notes its times.
-    fn next(&self, name: &'static str, bytes: u64) -> u64 {
-        let Some(times) = &self.times else { return 0 };
-        let mut names = self.names.borrow_mut();
-        names.push((name, bytes));
-        times.at + 32 * (names.len().min(TRACED) - 1) as u64
-    }
-}
+/// Shapes whose graphs are kept. A pool of 16 sequences and contexts up to 32k has about as many.
+const GRAPHS: usize = 128;
 
 impl CudaProgram {
     pub fn new(
@@ -149,8 +131,7 @@ impl CudaProgram {
         let describe = (0..RING).map(|_| Pinned::zeroed(&gpu, words * 4)).collect::<Result<_, _>>()?;
         let described = Buffer::zeroed(&gpu, words * 4, &stream)?;
         let results = Pinned::zeroed(&gpu, (RING * line(kv) + 1) * 4)?;
-        let times = if traced() { Some(Buffer::zeroed(&gpu, TRACED * 32, &stream)?) } else { None };
-        let trace = Trace { times, names: RefCell::default(), sums: Vec::new() };
+        let trace = Trace::new(&gpu, &stream)?;
         stream.wait()?;
         Ok(CudaProgram {
             graphs: HashMap::new(),
@@ -229,12 +210,14 @@ impl Program for CudaProgram {
     }
 
     fn profile(&self) -> Vec<StepTime> {
-        self.trace.sums.clone()
+        self.trace.sums()
     }
 }
 
 /// Takes the ids of a finished step.
 fn collect(results: &Pinned, kv: KvLayout, flight: &mut Flight) {
+    // ids were written before the word that says so
+    fence(Ordering::Acquire);
     for (i, segment) in flight.sampled.iter().enumerate() {
         let id = results.word(flight.ring * line(kv) + i);
         flight.outputs[*segment] = SegmentOutput::Sampled(Sampled { id, logprobs: None });
@@ -297,24 +280,20 @@ impl CudaProgram {
                 }
             }
         }
-        if let Some(times) = &self.trace.times {
-            // a begin that is later than any, and ends that are earlier
-            self.stream.fill(times, 0)?;
-            let first = |i: usize| times.at + 32 * i as u64;
-            for i in 0..TRACED {
-                // SAFETY: inside the buffer.
-                unsafe { self.stream.set(first(i) + 4, u32::MAX)? };
-            }
-            self.trace.names.borrow_mut().clear();
-        }
+        self.trace.begin(&self.stream)?;
         let shape = prepared.shape;
         let replayed = shape.splits > 0 && self.low.embeds && self.low.head.is_some() && shape.sampled > 0;
         if replayed {
-            if self.trace.times.is_some() {
+            if self.trace.is_on() {
                 // captured anew, so that launches have names
                 self.graphs.clear();
             }
             if !self.graphs.contains_key(&shape) {
+                if self.graphs.len() >= GRAPHS {
+                    // one of them may be running
+                    self.stream.wait()?;
+                    self.graphs.clear();
+                }
                 let graph = self.stream.capture(|| self.launch(shape, prepared.layout))?;
                 self.graphs.insert(shape, graph);
             }
@@ -335,32 +314,8 @@ impl CudaProgram {
             self.sample_here(batch, &prepared, &mut flight)?;
         }
         self.hidden_out(batch, &prepared.first, &mut flight)?;
-        self.add_trace()?;
+        self.trace.end(&self.stream)?;
         self.flights.push_back(flight);
-        Ok(())
-    }
-
-    /// Adds the times of the step just launched.
-    fn add_trace(&mut self) -> Result<(), DeviceError> {
-        let Some(times) = &self.trace.times else { return Ok(()) };
-        let names = self.trace.names.borrow().clone();
-        let mut raw = vec![0f32; names.len().min(TRACED) * 8];
-        self.stream.download(&mut raw, times.at)?;
-        let time = |launch: usize, point: usize| {
-            let word = |i: usize| u64::from(raw[launch * 8 + point * 2 + i].to_bits());
-            word(0) | word(1) << 32
-        };
-        let mut last = 0;
-        for (i, (name, bytes)) in names.iter().enumerate().take(TRACED) {
-            // a launch's share of the step is what it ends later than the one before
-            let (begin, end) = (time(i, 0), time(i, 2));
-            let nanos = end.saturating_sub(if last == 0 { begin } else { last });
-            last = end;
-            match self.trace.sums.iter_mut().find(|s| s.name == *name) {
-                Some(s) => (s.count, s.nanos, s.bytes) = (s.count + 1, s.nanos + nanos, s.bytes + bytes),
-                None => self.trace.sums.push(StepTime { name, count: 1, nanos, bytes: *bytes }),
-            }
-        }
         Ok(())
     }
 
