@@ -96,7 +96,7 @@ impl Device for Cuda {
             name: format!("cuda:{}", gpu.index),
             description: format!(
                 "{}, {} multiprocessors, compute capability {major}.{minor}",
-                gpu.name, gpu.processors
+                gpu.name, gpu.chip.processors
             ),
             numerics: format!("cuda-1-sm{}", gpu.capability),
             memory_free: gpu.memory().map_or(0, |(free, _)| free.saturating_sub(SPARE)),
@@ -111,7 +111,7 @@ impl Device for Cuda {
         kv: KvLayout,
     ) -> Result<Box<dyn Program>, DeviceError> {
         let gpu = &self.gpu;
-        let sized = load::lower(model, plan, layers.clone(), kv, 0, gpu.shared_bytes)?;
+        let sized = load::lower(model, plan, layers.clone(), kv, 0, gpu.chip)?;
         let (free, _) = gpu.memory()?;
         if sized.bytes as u64 + SPARE > free {
             return Err(DeviceError::Memory {
@@ -123,7 +123,7 @@ impl Device for Cuda {
         }
         let stream = Stream::new(gpu)?;
         let arena = Buffer::zeroed(gpu, sized.bytes, &stream)?;
-        let low = load::lower(model, plan, layers, kv, arena.at, gpu.shared_bytes)?;
+        let low = load::lower(model, plan, layers, kv, arena.at, gpu.chip)?;
         let (kernels, pack) = kernels::Kernels::new(&self.compiler, gpu, &low)?;
         upload(model, gpu, &stream, &low, &pack)?;
         Ok(Box::new(run::CudaProgram::new(gpu.clone(), stream, arena, low, kernels, kv)?))

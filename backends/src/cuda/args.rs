@@ -18,8 +18,10 @@ pub struct Matrix {
 pub struct Acts {
     pub q: u64,
     pub d: u64,
+    pub totals: u64,
     pub h: u64,
     pub hd: u64,
+    pub sums: u64,
     pub squares: u64,
 }
 
@@ -34,6 +36,8 @@ pub struct GemmArgs {
     pub out: u64,
     pub gain: u64,
     pub next: Acts,
+    pub partial: u64,
+    pub arrived: u64,
     pub trace: u64,
 }
 

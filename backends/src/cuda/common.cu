@@ -22,9 +22,11 @@ DEV float warp_sum(float v) {
 // Inputs of a product: rows of `pairs` pairs.
 struct Acts {
     u8 *q;          // signed bytes, [row][pair][64]
-    float2 *d;      // [row][2 pairs]: scale of a block of bytes, and scale times their sum
+    float *d;       // [row][2 pairs]: scale of a block of bytes
+    float *totals;  // [row][2 pairs]: that times their sum
     u16 *h;         // halves, [row][pair][64]
     float *hd;      // [row][2 pairs]: scale of a block of halves (f16 alone has one)
+    uint2 *sums;    // [row][pair]: the same as two bf16: both blocks' upper ones, both blocks' lower ones
     float *squares; // [row][blocks]: sum of squares of the residual stream, whose root the product is divided by
 };
 
@@ -32,6 +34,8 @@ struct Acts {
 #define AS_BYTES 1
 #define AS_BF16 2
 #define AS_F16 4
+#define AS_TOTALS 8 // beside bytes
+#define AS_SUMS 16  // likewise
 
 DEV int byte_place(int k) { return ((k & 15) >> 2) * 16 + (k >> 5) * 8 + (k >> 4 & 1) * 4 + (k & 3); }
 DEV int half_place(int k) { return ((k & 15) >> 2) * 16 + (k >> 4) * 4 + (k & 3); }
@@ -52,7 +56,15 @@ DEV void store_block(const Acts &out, int row, int pairs, int block, float v) {
         out.q[pair * 64 + byte_place(k)] = (u8)q;
         if (lane == 0) {
             const float scale = d > 1e-36f ? d : 0.0f;
-            out.d[pair * 2 + (block & 1)] = make_float2(scale, __fmul_rn(scale, (float)sum));
+            const float all = __fmul_rn(scale, (float)sum);
+            const u16 high = float_to_bf16(all);
+            out.d[pair * 2 + (block & 1)] = scale;
+            if (FORMS & AS_TOTALS) out.totals[pair * 2 + (block & 1)] = all;
+            if (FORMS & AS_SUMS) {
+                u16 *sums = (u16 *)(out.sums + pair) + (block & 1);
+                sums[0] = high;
+                sums[2] = float_to_bf16(__fsub_rn(all, bf16_to_float(high)));
+            }
         }
     }
     if (FORMS & AS_BF16) out.h[pair * 64 + half_place(k)] = float_to_bf16(v);

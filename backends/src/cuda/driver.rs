@@ -1,5 +1,6 @@
 //! NVIDIA's driver and its run-time compiler, behind a few types that free what they hold. Nothing here is linked:
 //! both libraries are looked for when the program runs.
+use super::forms::Chip;
 use crate::program::DeviceError;
 use cudarc::driver::sys::{self, CUresult};
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
@@ -28,9 +29,7 @@ pub struct Gpu {
     pub name: String,
     /// Compute capability: 90 is 9.0.
     pub capability: u32,
-    pub processors: u32,
-    /// Bytes of shared memory that a thread block may ask for.
-    pub shared_bytes: usize,
+    pub chip: Chip,
 }
 
 // SAFETY: a context may be made current on any thread; the driver locks.
@@ -82,8 +81,7 @@ impl Gpu {
                 index,
                 name: CStr::from_ptr(name.as_ptr()).to_string_lossy().into_owned(),
                 capability,
-                processors,
-                shared_bytes: shared as usize,
+                chip: Chip { shared: shared as usize, processors: processors as usize },
             })
         }
     }

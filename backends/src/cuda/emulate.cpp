@@ -23,6 +23,7 @@ struct alignas(8) uint2 { u32 x, y; };
 struct alignas(16) uint4 { u32 x, y, z, w; };
 struct Index { int x, y, z; };
 static float2 make_float2(float x, float y) { return {x, y}; }
+static float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
 static uint2 make_uint2(u32 x, u32 y) { return {x, y}; }
 static uint4 make_uint4(u32 x, u32 y, u32 z, u32 w) { return {x, y, z, w}; }
 
@@ -248,7 +249,8 @@ static void put_operands(const u32 *a, int na, u32 b0, u32 b1, const u32 *c) {
     for (int i = 0; i < 4; i++) in[6 + i] = c[i];
 }
 static i8 byte_of(u32 w, int j) { return (i8)(w >> (8 * j)); }
-static void mma_s8(int c[4], const u32 a[4], u32 b0, u32 b1) {
+static void mma_s8(int c[4], const u32 a[4], u32 b0, u32 b1, int start) {
+    for (int i = 0; i < 4; i++) c[i] = start;
     put_operands(a, 4, b0, b1, (u32 *)c);
     together([](Warp &w) {
         multiply_tiles<32>(
@@ -258,7 +260,8 @@ static void mma_s8(int c[4], const u32 a[4], u32 b0, u32 b1) {
     });
     memcpy(c, current->warp->out[current->lane], 16);
 }
-static void mma_s8_16(int c[4], u32 a0, u32 a1, u32 b) {
+static void mma_s8_16(int c[4], u32 a0, u32 a1, u32 b, int start) {
+    for (int i = 0; i < 4; i++) c[i] = start;
     const u32 a[2] = {a0, a1};
     put_operands(a, 2, b, 0, (u32 *)c);
     together([](Warp &w) {

@@ -1,6 +1,7 @@
 //! What [`super::driver`] offers, for tests where there is no GPU: the same kernels, built for this processor by its C++
 //! compiler. Memory is the process' own, and everything happens before the call returns, except that a kernel which may
 //! start early is held until the next call: it begins before the one ahead of it runs.
+use super::forms::Chip;
 use crate::program::DeviceError;
 use std::cell::RefCell;
 use std::ffi::c_void;
@@ -12,13 +13,12 @@ fn lost(what: impl std::fmt::Display) -> DeviceError {
     DeviceError::Lost(what.to_string())
 }
 
-/// This processor, as if it were an H100.
+/// This processor, as if it were an H100 of few multiprocessors, so that each has several units of a product to do.
 pub struct Gpu {
     pub index: usize,
     pub name: String,
     pub capability: u32,
-    pub processors: u32,
-    pub shared_bytes: usize,
+    pub chip: Chip,
 }
 
 impl Gpu {
@@ -28,7 +28,7 @@ impl Gpu {
 
     pub fn open(index: usize) -> Result<Gpu, DeviceError> {
         let name = "emulated GPU".into();
-        Ok(Gpu { index, name, capability: 90, processors: 132, shared_bytes: 227 << 10 })
+        Ok(Gpu { index, name, capability: 90, chip: Chip { shared: 227 << 10, processors: 3 } })
     }
 
     pub fn enter(&self) -> Result<(), DeviceError> {

@@ -6,12 +6,32 @@ use crate::gguf::GgmlType;
 pub const PAIR: usize = 64;
 /// Rows of a tile.
 pub const TILE: usize = 16;
-/// Tile rows of a thread block that takes many columns, `WARPS` of `gemm.cu`.
+/// Tile rows of a thread block that takes many columns, `TILES` of `wide.cu`.
 pub const WIDE_TILES: usize = 8;
+/// Its threads.
+pub const WIDE_THREADS: usize = 512;
 /// Columns that it takes, `WIDE`.
-pub const WIDE: usize = 64;
-/// Its shared memory: the sums, or four stages of inputs, whichever is more.
-pub const WIDE_SHARED: usize = WIDE_TILES * WIDE * 20 * 4;
+pub const WIDE: usize = 128;
+/// Floats of a segment's sums in such a thread block.
+pub const WIDE_SUMS: usize = WIDE_TILES * TILE * WIDE;
+/// Most columns that each kernel for few columns takes.
+pub const WIDTHS: [usize; 4] = [1, 8, 16, 32];
+
+/// What generated kernels are fitted to.
+#[derive(Clone, Copy, Debug)]
+pub struct Chip {
+    /// Bytes of shared memory that a thread block can have.
+    pub shared: usize,
+    /// Multiprocessors.
+    pub processors: usize,
+}
+
+impl Chip {
+    /// Bytes for the stages of a product of many columns, `WIDE_ROOM`; some is left for what is declared in place.
+    pub fn wide_room(self) -> usize {
+        self.shared - 2048
+    }
+}
 
 /// A tile's storage; the numbers are those of `gemm.cu`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -76,13 +96,31 @@ impl Form {
         matches!(self, Form::BF16 | Form::F16 | Form::F32)
     }
 
-    /// Which form of its input a product reads: `AS_BYTES`, `AS_BF16`, `AS_F16` of `common.cu`.
+    /// Which forms of its input a product reads: `AS_BYTES` and its like of `common.cu`.
     pub fn input(self) -> u32 {
         match self {
             Form::F16 => 4,
             Form::BF16 | Form::F32 => 2,
-            _ => 1,
+            Form::Q4K | Form::Q5K => 1 | 16,
+            Form::Q4_0 | Form::Q4_1 | Form::Q5_0 | Form::Q5_1 => 1 | 8,
+            Form::Q8_0 | Form::Q6K | Form::Q8K16 => 1,
         }
+    }
+
+    /// Bytes of a pair of a tile row in shared memory, `Piece` of `gemm.cu`.
+    fn piece(self) -> usize {
+        self.bytes(1, 1).iter().sum()
+    }
+
+    /// Bytes of a stage of a product of many columns, `Stage` of `wide.cu`.
+    fn stage(self) -> usize {
+        let column = match self {
+            Form::F16 => 136,
+            Form::BF16 | Form::F32 => 128,
+            Form::Q8_0 | Form::Q6K | Form::Q8K16 => 72,
+            _ => 80,
+        };
+        WIDE_TILES * self.piece() + WIDE * column
     }
 
     /// Words of 16 bytes that a lane reads of a tile.
@@ -127,7 +165,7 @@ pub struct Split {
 }
 
 impl Split {
-    /// For `tiles` tile rows in all.
+    /// For `tiles` tile rows in all, `pairs` wide.
     pub fn new(tiles: usize, pairs: usize, mt: usize) -> Split {
         // warps that keep a large GPU's memory busy
         const WARPS: usize = 132 * 32;
@@ -136,17 +174,41 @@ impl Split {
         Split { mt, segs: pairs.div_ceil(seg), seg }
     }
 
-    pub fn threads(&self) -> usize {
-        self.mt * self.segs * 32
+    /// Segments that a warp takes, one after another, of the kernel for up to `columns` columns.
+    pub fn rounds(&self, columns: usize) -> usize {
+        if columns > 8 && self.mt * self.segs > 16 { 2 } else { 1 }
     }
 
-    /// Shared memory for `nt` tiles of eight columns.
-    pub fn shared(&self, nt: usize) -> usize {
-        self.mt * self.segs * TILE * nt * 8 * 4
+    /// Threads of that kernel.
+    pub fn threads(&self, columns: usize) -> usize {
+        self.mt * self.segs.div_ceil(self.rounds(columns)) * 32
+    }
+
+    /// Shared memory of the kernel for up to `columns` columns.
+    pub fn shared(&self, columns: usize) -> usize {
+        self.mt * self.segs * TILE * columns * 4
+    }
+
+    /// Thread blocks that fit a multiprocessor, when each thread has 64 registers, or 128 for more than eight columns.
+    pub fn fit(&self, columns: usize) -> usize {
+        (if columns <= 8 { 1024 } else { 512 } / self.threads(columns)).max(1)
     }
 
     /// Thread blocks for a matrix of `rows` rows: with few columns, with many.
     pub fn units(&self, rows: usize) -> [usize; 2] {
         [rows.div_ceil(TILE * self.mt), rows.div_ceil(TILE * WIDE_TILES)]
     }
+}
+
+/// Shared memory of a product of many columns: all of it where sums of segments lie there; its stages and what is unpacked
+/// of two, or its sums, whichever is more, where not.
+pub fn wide_shared(forms: &[Form], chip: Chip) -> usize {
+    if chip.wide_room() >= 150_000 {
+        return chip.wide_room();
+    }
+    let stages = forms.iter().map(|f| {
+        let unpacked = if f.words() == 1 { 2 * WIDE_TILES * 1280 } else { 0 };
+        ((chip.wide_room() - unpacked) / f.stage()).clamp(1, 4) * f.stage() + unpacked
+    });
+    stages.max().unwrap_or(0).max(WIDE_TILES * WIDE * 20 * 4)
 }

@@ -1,10 +1,8 @@
-// Products y = W x for 1 .. 8 NT columns x, with what the plan fuses behind them.
+// Products y = W x with what the plan fuses behind them: what kernels for few columns (few.cu) and for many (wide.cu) share.
 //
 // W lies in tiles of 16 rows by one pair of blocks (64 columns), each as the A operand of the tensor core's integer (or
-// half) product, so that a warp reads a tile in whole cache lines straight into registers. A warp computes one tile row
-// over one segment of the columns; a thread block holds MT tile rows times SEGS segments, whose sums meet in shared
-// memory in the order of the segments. Segments depend on the matrix alone: a column's bits don't depend on how many
-// columns there are.
+// half) product. The columns of a tile row are cut into segments, whose sums are added in order. Segments depend on the
+// matrix alone, and every kernel does the same arithmetic within one: a column's bits don't depend on how many columns there are.
 //
 // Integer products start from 1.5 * 2^23, so that their bits are that float plus the sum: no conversion.
 
@@ -39,11 +37,28 @@ template <int F> struct Format {
     static constexpr bool DM = F == F_Q4_1 || F == F_Q5_1;
     static constexpr int S = HALF ? 0 : DM ? 2 : 1;
     static constexpr int SUPER = K32 ? 2 : K16 ? 1 : 0;
-    // a minimum, or an offset that acts as one
-    static constexpr bool MIN = DM || K32 || F == F_Q4_0 || F == F_Q5_0;
-    // pairs whose loads are under way together: a whole segment if it is short
-    static constexpr INLINE int chunk(int nt, int seg) {
-        return HALF || nt > 2 ? 1 : seg <= 4 / Q ? seg : 2 / Q;
+    // a minimum, or an offset that acts as one, of every block; those of K32 are products of their own
+    static constexpr bool MIN = DM || F == F_Q4_0 || F == F_Q5_0;
+};
+
+// A pair of a tile row, as it lies in shared memory.
+template <int F> struct Piece {
+    using T = Format<F>;
+    static constexpr int HIGH = T::Q * 512, S = HIGH + T::H * 128, SUPER = S + T::S * 64, BYTES = SUPER + T::SUPER * 32;
+
+    // The part of one of 32 lanes in copying it.
+    static INLINE void copy(u8 *to, const Matrix &m, int tile, int pairs, int pair) {
+        const int lane = threadIdx.x & 31;
+        const long long at = (long long)tile * pairs + pair;
+        auto run = [&](int place, const void *from, int units) {
+#pragma unroll
+            for (int u = 0; u < units; u += 32)
+                if (u + lane < units) copy_async(to + place + (u + lane) * 16, (const u8 *)from + (u + lane) * 16);
+        };
+        run(0, m.q + at * T::Q * 32, T::Q * 32);
+        if (T::H) run(HIGH, m.high + at * T::H * 32, T::H * 8);
+        if (T::S) run(S, m.s + at * T::S * 8, T::S * 4);
+        if (T::SUPER) run(SUPER, m.super + ((long long)tile * ((pairs + 3) / 4) + pair / 4) * 8 * T::SUPER, T::SUPER * 2);
     }
 };
 
@@ -53,6 +68,7 @@ template <int F> struct Tile {
     uint2 s[Format<F>::S + 1];
     u32 super[2];
 
+    // From the matrix.
     INLINE void load(const Matrix &m, int tile, int pairs, int pair) {
         using T = Format<F>;
         const int lane = threadIdx.x & 31, g = lane >> 2;
@@ -78,6 +94,28 @@ template <int F> struct Tile {
             }
         }
     }
+    // From shared memory.
+    INLINE void read(const u8 *piece) {
+        using T = Format<F>;
+        using P = Piece<F>;
+        const int lane = threadIdx.x & 31, g = lane >> 2;
+#pragma unroll
+        for (int i = 0; i < T::Q; i++) q[i] = *(const uint4 *)(piece + i * 512 + lane * 16);
+#pragma unroll
+        for (int i = 0; i < T::H; i++) h[i] = *(const u32 *)(piece + P::HIGH + i * 128 + lane * 4);
+        if (T::S == 1) s[0] = *(const uint2 *)(piece + P::S + g * 8);
+        if (T::S == 2) {
+            const uint4 v = *(const uint4 *)(piece + P::S + g * 16);
+            s[0] = make_uint2(v.x, v.y);
+            s[1] = make_uint2(v.z, v.w);
+        }
+        if (T::SUPER == 1) super[0] = *(const u32 *)(piece + P::SUPER + g * 4);
+        if (T::SUPER == 2) {
+            const uint2 v = *(const uint2 *)(piece + P::SUPER + g * 8);
+            super[0] = v.x;
+            super[1] = v.y;
+        }
+    }
     // Operand A of block b (0 or 1).
     INLINE void operand(int b, u32 a[4]) const {
         using T = Format<F>;
@@ -98,9 +136,9 @@ template <int F> struct Tile {
         if (T::H == 2) {
 #pragma unroll
             for (int r = 0; r < 4; r++) {
-                // 6 bits less 32, byte by byte
-                const u32 v = a[r] | (r < 2 ? h[b] << (4 - 2 * r) : h[b] >> (2 * r - 4)) & 0x30303030u;
-                a[r] = ((v | 0x80808080u) - 0x20202020u) ^ 0x80808080u;
+                // six bits with a sign, four times what they are
+                const u32 w = r & 1 ? w1 : w0;
+                a[r] = (r < 2 ? w << 2 : w >> 2) & 0x3c3c3c3cu | h[b] << (6 - 2 * r) & 0xc0c0c0c0u;
             }
         }
     }
@@ -129,90 +167,159 @@ template <int F> struct Tile {
     INLINE int small(int b, int r, int j) const { return (int)(i8)((r ? s[0].y : s[0].x) >> (16 * b + 8 * j)); }
 };
 
+// A pair of an integer tile row, ready to be multiplied: operands of both blocks; scales in rows g and g + 8, for K16 of a
+// block's first sixteen values; minima, or scales of the other sixteen.
+template <int F> struct Ready {
+    u32 a[2][4];
+    float d[2][2], m[2][2];
+
+    INLINE void block(const Tile<F> &tile, int b) {
+        tile.operand(b, a[b]);
+        tile.scales(b, d[b], m[b]);
+        if (Format<F>::K16)
+#pragma unroll
+            for (int r = 0; r < 2; r++) {
+                // exact: 11 bits by 8
+                const float scale = F == F_Q6_K ? __fmul_rn(d[b][r], 0.25f) : d[b][r];
+                d[b][r] = __fmul_rn(scale, (float)tile.small(b, r, 0));
+                m[b][r] = __fmul_rn(scale, (float)tile.small(b, r, 1));
+            }
+    }
+};
+
 // The columns of one warp's product, as offsets from the first of its inputs.
 template <int NT> struct Columns {
-    const u8 *q;      // bytes or halves
-    const float *d;   // scales
-    int q_at[NT];     // of column g
-    int d_at[NT][2];  // of columns 2 t and 2 t + 1
+    const u8 *q;         // bytes or halves
+    const float *d;      // scales
+    const float *totals;
+    int q_at[NT];        // of column g
+    int d_at[NT][2];     // of columns 2 t and 2 t + 1
+    int hi;              // where the second sixteen bytes of a lane's halves lie
 };
 
 #define MAGIC 12582912.0f
 
-template <int F, int NT>
-DEV void multiply(const Tile<F> &tile, const Columns<NT> &x, int pair, float acc[NT][4]) {
+// The values of both blocks of a pair for both of a lane's columns, [column][block]; BESIDE: those lie next to each other.
+template <bool ONE, bool BESIDE> DEV float4 of_both(const float *from, const int (&at)[2]) {
+    if (BESIDE) return *(const float4 *)(from + at[0]);
+    const float2 a = *(const float2 *)(from + at[0]), b = ONE ? a : *(const float2 *)(from + at[1]);
+    return make_float4(a.x, a.y, b.x, b.y);
+}
+
+// One pair of MT tile rows of halves by 8 NT columns. ONE: of one column; the others' sums are left as they are. BESIDE:
+// columns' scales lie beside each other.
+template <int F, int MT, int NT, bool ONE, bool BESIDE>
+DEV void multiply_halves(const Tile<F> (&tile)[MT], const Columns<NT> &x, int pair, float (&acc)[MT][NT][4]) {
     using T = Format<F>;
-    if (T::HALF) {
+    constexpr int STEP = ONE ? 2 : 1;
 #pragma unroll
-        for (int n = 0; n < NT; n++) {
-            const uint4 *p = (const uint4 *)(x.q + x.q_at[n] + pair * 128);
-            const uint4 lo = p[0], hi = p[1];
-            if (F == F_F16) {
-                const float2 d0 = *(const float2 *)(x.d + x.d_at[n][0] + pair * 2), d1 = *(const float2 *)(x.d + x.d_at[n][1] + pair * 2);
+    for (int n = 0; n < NT; n++) {
+        const u8 *p = x.q + x.q_at[n] + pair * 128;
+        const uint4 lo = *(const uint4 *)p, hi = *(const uint4 *)(p + x.hi);
+        if (F == F_F16) {
+            const float4 d = of_both<ONE, BESIDE>(x.d + pair * 2, x.d_at[n]);
+#pragma unroll
+            for (int m = 0; m < MT; m++)
 #pragma unroll
                 for (int b = 0; b < 2; b++) {
                     float c[4] = {0, 0, 0, 0};
-                    const uint4 a0 = tile.q[2 * b], a1 = tile.q[2 * b + 1], v = b ? hi : lo;
+                    const uint4 a0 = tile[m].q[2 * b], a1 = tile[m].q[2 * b + 1], v = b ? hi : lo;
                     mma_f16(c, a0.x, a0.y, a0.z, a0.w, v.x, v.y);
                     mma_f16(c, a1.x, a1.y, a1.z, a1.w, v.z, v.w);
-                    const float e0 = b ? d0.y : d0.x, e1 = b ? d1.y : d1.x;
-                    acc[n][0] = __fmaf_rn(c[0], e0, acc[n][0]);
-                    acc[n][1] = __fmaf_rn(c[1], e1, acc[n][1]);
-                    acc[n][2] = __fmaf_rn(c[2], e0, acc[n][2]);
-                    acc[n][3] = __fmaf_rn(c[3], e1, acc[n][3]);
+                    const float e[2] = {b ? d.y : d.x, b ? d.w : d.z};
+#pragma unroll
+                    for (int i = 0; i < 4; i += STEP) acc[m][n][i] = __fmaf_rn(c[i], e[i & 1], acc[m][n][i]);
                 }
-            } else {
+        } else {
+#pragma unroll
+            for (int m = 0; m < MT; m++)
 #pragma unroll
                 for (int part = 0; part < T::Q / 4; part++) {
-                    mma_bf16(acc[n], tile.q[part * 4], lo.x, lo.y);
-                    mma_bf16(acc[n], tile.q[part * 4 + 1], lo.z, lo.w);
-                    mma_bf16(acc[n], tile.q[part * 4 + 2], hi.x, hi.y);
-                    mma_bf16(acc[n], tile.q[part * 4 + 3], hi.z, hi.w);
+                    mma_bf16(acc[m][n], tile[m].q[part * 4], lo.x, lo.y);
+                    mma_bf16(acc[m][n], tile[m].q[part * 4 + 1], lo.z, lo.w);
+                    mma_bf16(acc[m][n], tile[m].q[part * 4 + 2], hi.x, hi.y);
+                    mma_bf16(acc[m][n], tile[m].q[part * 4 + 3], hi.z, hi.w);
                 }
-            }
         }
-        return;
     }
-    u32 a[2][4];
-    float d[2][2], m[2][2];
-#pragma unroll
-    for (int b = 0; b < 2; b++) {
-        tile.operand(b, a[b]);
-        tile.scales(b, d[b], m[b]);
-    }
+}
+
+// The same of bytes.
+template <int F, int MT, int NT, bool ONE, bool BESIDE>
+DEV void multiply_bytes(const Ready<F> (&tile)[MT], const Columns<NT> &x, int pair, float (&acc)[MT][NT][4]) {
+    using T = Format<F>;
+    constexpr int STEP = ONE ? 2 : 1;
+    const int magic = __float_as_int(MAGIC);
 #pragma unroll
     for (int n = 0; n < NT; n++) {
         const uint4 v = *(const uint4 *)(x.q + x.q_at[n] + pair * 64);
-        const float4 s0 = *(const float4 *)(x.d + x.d_at[n][0] + pair * 4), s1 = *(const float4 *)(x.d + x.d_at[n][1] + pair * 4);
+        const float4 scales = of_both<ONE, BESIDE>(x.d + pair * 2, x.d_at[n]);
+        float4 totals;
+        if (T::MIN) totals = of_both<ONE, BESIDE>(x.totals + pair * 2, x.d_at[n]);
 #pragma unroll
         for (int b = 0; b < 2; b++) {
-            const float e[2] = {b ? s0.z : s0.x, b ? s1.z : s1.x}, sum[2] = {b ? s0.w : s0.y, b ? s1.w : s1.y};
+            const float e[2] = {b ? scales.y : scales.x, b ? scales.w : scales.z};
+            // exact: scales have 12 significant bits
+            const float back[2] = {__fmul_rn(-MAGIC, e[0]), __fmul_rn(-MAGIC, e[1])};
             const u32 b0 = b ? v.z : v.x, b1 = b ? v.w : v.y;
-            if (T::K16) {
-                int lo[4] = {0, 0, 0, 0}, hi[4] = {0, 0, 0, 0};
-                mma_s8_16(lo, a[b][0], a[b][1], b0);
-                mma_s8_16(hi, a[b][2], a[b][3], b1);
+            auto add = [&](int (&c)[4], const float (&scale)[2], float (&to)[4]) {
 #pragma unroll
-                for (int i = 0; i < 4; i++) {
-                    const int both = lo[i] * tile.small(b, i >> 1, 0) + hi[i] * tile.small(b, i >> 1, 1);
-                    acc[n][i] = __fmaf_rn(d[b][i >> 1], __fmul_rn((float)both, e[i & 1]), acc[n][i]);
-                }
-            } else {
-                const int magic = __float_as_int(MAGIC);
-                int c[4] = {magic, magic, magic, magic};
-                mma_s8(c, a[b], b0, b1);
-                const float back[2] = {__fmul_rn(-MAGIC, e[0]), __fmul_rn(-MAGIC, e[1])};
+                for (int i = 0; i < 4; i += STEP)
+                    to[i] = __fmaf_rn(scale[i >> 1], __fmaf_rn(__int_as_float(c[i]), e[i & 1], back[i & 1]), to[i]);
+            };
 #pragma unroll
-                for (int i = 0; i < 4; i++) {
-                    // exact: scales have 12 significant bits
-                    const float t = __fmaf_rn(__int_as_float(c[i]), e[i & 1], back[i & 1]);
-                    acc[n][i] = __fmaf_rn(d[b][i >> 1], t, acc[n][i]);
-                    if (T::MIN) acc[n][i] = __fmaf_rn(m[b][i >> 1], sum[i & 1], acc[n][i]);
+            for (int r = 0; r < MT; r++) {
+                int c[4];
+                if (T::K16) {
+                    mma_s8_16(c, tile[r].a[b][0], tile[r].a[b][1], b0, magic);
+                    add(c, tile[r].d[b], acc[r][n]);
+                    mma_s8_16(c, tile[r].a[b][2], tile[r].a[b][3], b1, magic);
+                    add(c, tile[r].m[b], acc[r][n]);
+                } else {
+                    mma_s8(c, tile[r].a[b], b0, b1, magic);
+                    add(c, tile[r].d[b], acc[r][n]);
+                    if (T::MIN) {
+                        const float sum[2] = {b ? totals.y : totals.x, b ? totals.w : totals.z};
+#pragma unroll
+                        for (int i = 0; i < 4; i += STEP) acc[r][n][i] = __fmaf_rn(tile[r].m[b][i >> 1], sum[i & 1], acc[r][n][i]);
+                    }
                 }
             }
         }
     }
 }
+
+// Minima of the blocks of 256 values that are in a segment (K32): small integers times the sums of the blocks' inputs, as a
+// product of its own, in which a sum is two bf16. Lane t of four holds the minima of the t-th pair.
+struct Minima {
+    u32 of[2] = {0, 0}; // rows g and g + 8
+
+    // Whether `pair` is the last of its four, or of its segment.
+    static INLINE bool due(int pair, int last) { return (pair & 3) == 3 || pair == last - 1; }
+    // `s`: scales and minima of pair `pair`.
+    INLINE void keep(uint2 s, int pair) {
+        if ((pair & 3) == (int)(threadIdx.x & 3)) {
+            of[0] = s.x;
+            of[1] = s.y;
+        }
+    }
+    // For 8 NT columns. `sums`: those of column g, of the t-th pair.
+    template <int NT, bool ONE> INLINE void subtract(const u32 (&super)[2], const uint2 (&sums)[NT], float (&acc)[NT][4]) {
+        u32 a[2];
+#pragma unroll
+        for (int r = 0; r < 2; r++) {
+            a[r] = __float_as_uint((float)(of[r] >> 8 & 255)) >> 16 | __float_as_uint((float)(of[r] >> 24)) & 0xffff0000u;
+            of[r] = 0;
+        }
+#pragma unroll
+        for (int n = 0; n < NT; n++) {
+            float c[4] = {0, 0, 0, 0};
+            mma_bf16(c, make_uint4(a[0], a[1], a[0], a[1]), sums[n].x, sums[n].y);
+#pragma unroll
+            for (int i = 0; i < 4; i += ONE ? 2 : 1) acc[n][i] = __fmaf_rn(-high_half(super[i >> 1]), c[i], acc[n][i]);
+        }
+    }
+};
 
 // What becomes of the product.
 #define E_RAW 0      // stored; a logit's soft cap
@@ -231,6 +338,8 @@ struct GemmArgs {
     float *out;        // E_RAW: [column][stride], each matrix from its `first` on; E_RESIDUAL: the residual stream
     const float *gain; // E_RESIDUAL: of the next norm
     Acts next;
+    float *partial;    // of segments that thread blocks of their own compute: [tile][segment][value][thread]
+    u32 *arrived;      // [tile]
     u64 *trace;
 };
 
@@ -244,107 +353,40 @@ DEV float activate(int act, float x) {
 //   PAIRS, SEGS, SEG (pairs a segment), MT, EPI, COUNT (matrices), F0..F2, ROWS0..2, STRIDE, NORM (divide by the root
 //   mean square), MAP, BLOCKS (of the residual stream), EPS, ACT, CAP, FORMS (of `next`; 0: none), NEXT_PAIRS
 
-// What the end of a step needs of one column beside the product, asked for before that is there.
-template <class G> struct Ahead {
-    float squares[(G::BLOCKS + 31) / 32 + 1], x, gain;
+// Sums of squares of a row of the residual stream, which a warp asks for, and 1 / root mean square.
+template <class G> struct Squares {
+    float of[(G::BLOCKS + 31) / 32 + 1];
 
-    INLINE void load(const GemmArgs &p, int column, int unit, bool there) {
+    INLINE void load(const GemmArgs &p, int column) {
+        if (!G::NORM) return;
         const int lane = threadIdx.x & 31;
-        x = gain = 0;
-        if (!there) return;
-        if (G::NORM) {
-            const float *from = p.in.squares + (long long)(G::MAP ? p.map[column] : column) * G::BLOCKS;
+        const float *from = p.in.squares + (long long)(G::MAP ? p.map[column] : column) * G::BLOCKS;
 #pragma unroll
-            for (int b = 0; b < G::BLOCKS; b += 32) squares[b / 32] = b + lane < G::BLOCKS ? from[b + lane] : 0.0f;
-        }
-        if (G::EPI == E_RESIDUAL) {
-            const int row = unit * 32 + lane;
-            if (row < G::ROWS0) {
-                x = p.out[(long long)column * G::STRIDE + row];
-                if (G::FORMS) gain = p.gain[row];
-            }
-        }
+        for (int b = 0; b < G::BLOCKS; b += 32) of[b / 32] = b + lane < G::BLOCKS ? from[b + lane] : 0.0f;
     }
-    // 1 / root mean square of the residual stream.
     INLINE float root() const {
         if (!G::NORM) return 1.0f;
         float v = 0;
 #pragma unroll
-        for (int b = 0; b < G::BLOCKS; b += 32) v = __fadd_rn(v, squares[b / 32]);
+        for (int b = 0; b < G::BLOCKS; b += 32) v = __fadd_rn(v, of[b / 32]);
         v = warp_sum(v);
         return __frsqrt_rn(__fadd_rn(__fdiv_rn(v, (float)(G::BLOCKS * 32)), G::EPS));
     }
 };
 
-template <class G, int NT, int F>
-DEV void accumulate(const GemmArgs &p, const Matrix &m, int unit, float *sums, Ahead<G> &ahead) {
-    using T = Format<F>;
-    const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, g = lane >> 2, t = lane & 3;
-    const int mt = warp % G::MT, seg = warp / G::MT;
-    const int tile = unit * G::MT + mt, first = seg * G::SEG;
-    const int last = min(first + G::SEG, G::PAIRS);
-    constexpr int CHUNK = T::chunk(NT, G::SEG);
-    constexpr bool EXACT = G::PAIRS % G::SEG == 0 && G::SEG % CHUNK == 0;
-    Tile<F> now[CHUNK];
-#pragma unroll
-    for (int i = 0; i < CHUNK; i++) if (EXACT || first + i < last) now[i].load(m, tile, G::PAIRS, first + i);
-    wait_previous(p.trace);
-    const int column0 = blockIdx.y * NT * 8;
-    ahead.load(p, column0 + warp, unit, warp < min(NT * 8, p.columns - column0));
-    // Bytes and floats of a column. Columns beyond the last read what lies there, and are dropped; where one tile holds
-    // all columns the last one is read instead, from the cache.
-    constexpr int Q = G::PAIRS * (T::HALF ? 128 : 64), D = G::PAIRS * (T::HALF ? 2 : 4);
-    Columns<NT> x;
-    if (G::MAP || NT == 1) {
-        auto row_of = [&](int c) { c = min(c, p.columns - 1); return G::MAP ? p.map[c] : c; };
-        x.q = (T::HALF ? (const u8 *)p.in.h + t * 32 : p.in.q + t * 16);
-        x.d = T::HALF ? p.in.hd : (const float *)p.in.d;
-#pragma unroll
-        for (int n = 0; n < NT; n++) {
-            x.q_at[n] = row_of(column0 + n * 8 + g) * Q;
-#pragma unroll
-            for (int i = 0; i < 2; i++) x.d_at[n][i] = row_of(column0 + n * 8 + 2 * t + i) * D;
-        }
-    } else {
-        x.q = (T::HALF ? (const u8 *)p.in.h + t * 32 : p.in.q + t * 16) + (long long)(column0 + g) * Q;
-        x.d = (T::HALF ? p.in.hd : (const float *)p.in.d) + (long long)(column0 + 2 * t) * D;
-#pragma unroll
-        for (int n = 0; n < NT; n++) {
-            x.q_at[n] = n * 8 * Q;
-#pragma unroll
-            for (int i = 0; i < 2; i++) x.d_at[n][i] = (n * 8 + i) * D;
+// What the end of a step needs of one column beside the product, asked for before that is there.
+template <class G> struct Ahead {
+    float x, gain;
+
+    INLINE void load(const GemmArgs &p, int column, int unit, bool there) {
+        x = gain = 0;
+        const int row = unit * 32 + (threadIdx.x & 31);
+        if (G::EPI == E_RESIDUAL && there && row < G::ROWS0) {
+            x = p.out[(long long)column * G::STRIDE + row];
+            if (G::FORMS) gain = p.gain[row];
         }
     }
-    float acc[NT][4];
-#pragma unroll
-    for (int n = 0; n < NT; n++)
-#pragma unroll
-        for (int i = 0; i < 4; i++) acc[n][i] = 0;
-    constexpr int CHUNKS = (G::SEG + CHUNK - 1) / CHUNK;
-    if constexpr (CHUNKS > 1)
-#pragma unroll 1
-    for (int c = 0; c < CHUNKS - 1; c++) {
-        const int at = first + c * CHUNK;
-        Tile<F> next[CHUNK];
-#pragma unroll
-        for (int i = 0; i < CHUNK; i++) if (EXACT || at + CHUNK + i < last) next[i].load(m, tile, G::PAIRS, at + CHUNK + i);
-#pragma unroll
-        for (int i = 0; i < CHUNK; i++) if (EXACT || at + i < last) multiply<F, NT>(now[i], x, at + i, acc);
-#pragma unroll
-        for (int i = 0; i < CHUNK; i++) now[i] = next[i];
-    }
-    const int at = first + (CHUNKS - 1) * CHUNK;
-#pragma unroll
-    for (int i = 0; i < CHUNK; i++) if (EXACT || at + i < last) multiply<F, NT>(now[i], x, at + i, acc);
-    float *to = sums + (seg * G::MT + mt) * 16 * (NT * 8);
-#pragma unroll
-    for (int n = 0; n < NT; n++)
-#pragma unroll
-        for (int i = 0; i < 4; i++) {
-            const int column = n * 8 + 2 * t + (i & 1);
-            if (column0 + column < p.columns) to[column * 16 + g + 8 * (i >> 1)] = acc[n][i];
-        }
-}
+};
 
 // The sum of `segs` segments that lie `stride` floats apart.
 template <int SEGS> DEV float total(const float *sums, int stride) {
@@ -358,12 +400,11 @@ template <int SEGS> DEV float total(const float *sums, int stride) {
 // `stride` apart; tile rows lie `tile` floats apart.
 template <class G, int SEGS>
 DEV void finish_column(const GemmArgs &p, int which, int start, int unit, int column, const float *sums, int tile, int stride,
-                       const Ahead<G> &ahead) {
+                       const Ahead<G> &ahead, float root) {
     const int lane = threadIdx.x & 31;
     const float *bias = which == 0 ? p.matrix[0].bias : which == 1 ? p.matrix[1].bias : p.matrix[2].bias;
     // the gate and up rows of a step lie in one matrix
     const int rows = G::EPI == E_GATE ? G::ROWS0 / 2 : which == 0 ? G::ROWS0 : which == 1 ? G::ROWS1 : G::ROWS2;
-    const float root = ahead.root();
     auto sum = [&](int mt, int row) { return __fmul_rn(total<SEGS>(sums + mt * tile + row, stride), root); };
     if (G::EPI == E_RAW) {
 #pragma unroll
@@ -419,132 +460,3 @@ template <class G> struct Kind {
     static constexpr bool SAME = (G::COUNT < 2 || G::F1 == G::F0) && (G::COUNT < 3 || G::F2 == G::F0);
 };
 DEV Matrix matrix_of(const GemmArgs &p, int which) { return which == 0 ? p.matrix[0] : which == 1 ? p.matrix[1] : p.matrix[2]; }
-
-// Few columns: every warp a segment of a tile row.
-template <class G, int NT> DEV void gemm(const GemmArgs &p) {
-    float *sums = (float *)dynamic_shared;
-    launch_next();
-    int unit = blockIdx.x, start;
-    const int which = choose_matrix<G>(unit, start, G::MT);
-    Ahead<G> ahead;
-    if (Kind<G>::SAME || which == 0) accumulate<G, NT, G::F0>(p, matrix_of(p, which), unit, sums, ahead);
-    else if (which == 1) accumulate<G, NT, G::F1>(p, p.matrix[1], unit, sums, ahead);
-    else accumulate<G, NT, G::F2>(p, p.matrix[2], unit, sums, ahead);
-    const int warp = threadIdx.x >> 5, warps = G::MT * G::SEGS;
-    const int column0 = blockIdx.y * NT * 8, columns = min(NT * 8, p.columns - column0);
-    __syncthreads();
-    for (int c = warp; c < columns; c += warps) {
-        if (c != warp) ahead.load(p, column0 + c, unit, true);
-        finish_column<G, G::SEGS>(p, which, start, unit, column0 + c, sums + c * 16, 16 * NT * 8, G::MT * 16 * NT * 8, ahead);
-    }
-}
-
-// Many columns: every warp a tile row and 64 columns, whose inputs the thread block's eight warps share. Segments follow
-// each other, and their sums are added in the same order as above.
-#define WIDE 64
-#define WARPS 8
-
-template <int F> struct Stage {
-    using T = Format<F>;
-    // of one pair: bytes of a column, and of its scales
-    static constexpr int Q = T::HALF ? 128 : 64, D = T::HALF ? (F == F_F16 ? 8 : 0) : 16;
-    static constexpr int BYTES = WIDE * (Q + D), COUNT = 4;
-};
-
-template <class G, int F>
-DEV void accumulate_wide(const GemmArgs &p, const Matrix &m, int tile, u8 *room, float total[8][4]) {
-    using T = Format<F>;
-    using S = Stage<F>;
-    const int lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3, column0 = blockIdx.y * WIDE;
-    auto fetch = [&](int pair) {
-        u8 *to = room + (pair % S::COUNT) * S::BYTES;
-        for (int i = threadIdx.x; i < WIDE * S::Q / 16; i += WARPS * 32) {
-            const int c = i / (S::Q / 16), part = i % (S::Q / 16);
-            int row = column0 + c;
-            if (G::MAP) row = p.map[min(row, p.columns - 1)];
-            copy_async(to + i * 16, (T::HALF ? (const u8 *)p.in.h : p.in.q) + ((long long)row * G::PAIRS + pair) * S::Q + part * 16);
-        }
-        if (S::D && threadIdx.x < WIDE) {
-            int row = column0 + threadIdx.x;
-            if (G::MAP) row = p.map[min(row, p.columns - 1)];
-            const long long at = (long long)row * G::PAIRS + pair;
-            if (T::HALF) copy_async8(to + WIDE * S::Q + threadIdx.x * 8, p.in.hd + at * 2);
-            else copy_async(to + WIDE * S::Q + threadIdx.x * 16, p.in.d + at * 2);
-        }
-    };
-    Tile<F> now;
-    now.load(m, tile, G::PAIRS, 0);
-    wait_previous(p.trace);
-#pragma unroll
-    for (int i = 0; i < S::COUNT - 1; i++) {
-        if (i < G::PAIRS) fetch(i);
-        copies_end();
-    }
-    float acc[8][4];
-#pragma unroll
-    for (int n = 0; n < 8; n++)
-#pragma unroll
-        for (int i = 0; i < 4; i++) total[n][i] = acc[n][i] = 0;
-    Columns<8> x;
-#pragma unroll
-    for (int n = 0; n < 8; n++) {
-        x.q_at[n] = n * 8 * S::Q;
-#pragma unroll
-        for (int i = 0; i < 2; i++) x.d_at[n][i] = (n * 8 + i) * (S::D / 4);
-    }
-#pragma unroll 1
-    for (int pair = 0; pair < G::PAIRS; pair++) {
-        copies_wait<S::COUNT - 2>();
-        __syncthreads();
-        if (pair + S::COUNT - 1 < G::PAIRS) fetch(pair + S::COUNT - 1);
-        copies_end();
-        const Tile<F> tile_ = now;
-        if (pair + 1 < G::PAIRS) now.load(m, tile, G::PAIRS, pair + 1);
-        const u8 *stage = room + (pair % S::COUNT) * S::BYTES;
-        x.q = stage + g * S::Q + t * (T::HALF ? 32 : 16);
-        x.d = (const float *)(stage + WIDE * S::Q) + 2 * t * (S::D / 4);
-        multiply<F, 8>(tile_, x, 0, acc);
-        if (pair % G::SEG == G::SEG - 1 || pair == G::PAIRS - 1) {
-            const bool first = pair < G::SEG;
-#pragma unroll
-            for (int n = 0; n < 8; n++)
-#pragma unroll
-                for (int i = 0; i < 4; i++) {
-                    total[n][i] = first ? acc[n][i] : __fadd_rn(total[n][i], acc[n][i]);
-                    acc[n][i] = 0;
-                }
-        }
-    }
-}
-
-template <class G> DEV void gemm_wide(const GemmArgs &p) {
-    u8 *room = dynamic_shared;
-    launch_next();
-    int unit = blockIdx.x, start;
-    const int which = choose_matrix<G>(unit, start, WARPS);
-    const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, g = lane >> 2, t = lane & 3;
-    const int tile = unit * WARPS + warp;
-    float total[8][4];
-    if (Kind<G>::SAME || which == 0) accumulate_wide<G, G::F0>(p, matrix_of(p, which), tile, room, total);
-    else if (which == 1) accumulate_wide<G, G::F1>(p, p.matrix[1], tile, room, total);
-    else accumulate_wide<G, G::F2>(p, p.matrix[2], tile, room, total);
-    __syncthreads();
-    float *sums = (float *)room;
-    // sixteen rows a column, and four floats between columns of a tile so that banks differ
-    constexpr int COLUMN = 20, TILE = WIDE * COLUMN;
-#pragma unroll
-    for (int n = 0; n < 8; n++)
-#pragma unroll
-        for (int i = 0; i < 4; i++) sums[warp * TILE + (n * 8 + 2 * t + (i & 1)) * COLUMN + g + 8 * (i >> 1)] = total[n][i];
-    __syncthreads();
-    const int column0 = blockIdx.y * WIDE, columns = min(WIDE, p.columns - column0);
-    Ahead<G> ahead;
-    for (int c = warp; c < columns; c += WARPS) {
-#pragma unroll 1
-        for (int u = 0; u < WARPS / G::MT; u++) {
-            const int own = unit * (WARPS / G::MT) + u;
-            ahead.load(p, column0 + c, own, true);
-            finish_column<G, 1>(p, which, start, own, column0 + c, sums + u * G::MT * TILE + c * COLUMN, TILE, 0, ahead);
-        }
-    }
-}

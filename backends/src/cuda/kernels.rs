@@ -1,7 +1,7 @@
 //! The program's kernels: CUDA C++ for exactly its shapes, compiled by NVRTC and kept on disk by content.
 use super::driver::{Compiler, Gpu, Kernel, Module};
-use super::forms::{Form, WIDE_SHARED, WIDE_TILES};
-use super::load::{Lowered, WIDTHS};
+use super::forms::{Form, WIDE_THREADS, WIDTHS, wide_shared};
+use super::load::Lowered;
 use crate::program::DeviceError;
 use sha2::{Digest, Sha256};
 use std::fmt::Write;
@@ -13,6 +13,8 @@ const COMMON: &str = concat!(include_str!("ptx.cu"), include_str!("common.cu"));
 #[cfg(feature = "cuda-emulator")]
 const COMMON: &str = concat!(include_str!("emulate.cpp"), include_str!("common.cu"));
 const GEMM: &str = include_str!("gemm.cu");
+const FEW: &str = include_str!("few.cu");
+const WIDE: &str = include_str!("wide.cu");
 const ATTEND: &str = include_str!("attend.cu");
 const ROWS: &str = include_str!("rows.cu");
 const PACK: &str = include_str!("pack.cu");
@@ -20,7 +22,7 @@ const PACK: &str = include_str!("pack.cu");
 /// All kernels of a program.
 pub struct Kernels {
     /// By product: for few columns, by width, and for many.
-    pub gemms: Vec<[Kernel; WIDTHS.len() + 1]>,
+    pub gemms: Vec<Vec<Kernel>>,
     /// Fill the cache, one row a sequence, whole tiles.
     pub attends: Vec<[Kernel; 3]>,
     pub settles: Vec<Kernel>,
@@ -42,17 +44,21 @@ fn kernel(out: &mut String, bounds: (usize, usize), name: &str, args: &str, body
     );
 }
 
-/// Source of the products, for one width; 0: for many columns.
-fn gemm_source(low: &Lowered, nt: usize) -> String {
-    let mut s = format!("{COMMON}{GEMM}");
+/// Source of the products, for a width of [`WIDTHS`], or for many columns.
+fn gemm_source(low: &Lowered, width: Option<usize>) -> String {
+    let mut s = match width {
+        Some(_) => format!("{COMMON}{GEMM}{FEW}"),
+        None => format!("{COMMON}{GEMM}\n#define WIDE_ROOM {}\n{WIDE}", low.chip.wide_room()),
+    };
     for (i, g) in low.gemms.iter().enumerate() {
-        let threads = g.split.map_or(32, |split| split.threads());
         _ = writeln!(s, "struct G{i} {{ {} }};", g.constants);
-        let (bounds, body) = match nt {
-            0 => ((256, 2), format!("gemm_wide<G{i}>(p);")),
-            // as many warps as have 64 registers each
-            1 => ((threads, 1024 / threads), format!("gemm<G{i}, 1>(p);")),
-            _ => ((threads, 1), format!("gemm<G{i}, {nt}>(p);")),
+        let (bounds, body) = match width {
+            None => ((WIDE_THREADS, 1), format!("wide<G{i}>(p);")),
+            Some(columns) => {
+                let (nt, one) = (columns.div_ceil(8), columns == 1);
+                let (threads, rounds) = (g.split.threads(columns), g.split.rounds(columns));
+                ((threads, g.split.fit(columns)), format!("few<G{i}, {nt}, {one}, {rounds}>(p);"))
+            }
         };
         kernel(&mut s, bounds, &format!("g{i}"), "GemmArgs", &body);
     }
@@ -124,10 +130,10 @@ pub fn forms(low: &Lowered) -> Vec<Form> {
     forms
 }
 
-/// The sources of a program's modules: products by falling width (the slowest to compile first), the rest.
+/// The sources of a program's modules: products of many columns (the slowest to compile), of few by width, the rest.
 pub fn sources(low: &Lowered, forms: &[Form]) -> Vec<String> {
-    let mut sources = vec![gemm_source(low, 0)];
-    sources.extend(WIDTHS.iter().rev().map(|nt| gemm_source(low, *nt)));
+    let mut sources = vec![gemm_source(low, None)];
+    sources.extend(WIDTHS.iter().map(|width| gemm_source(low, Some(*width))));
     sources.extend([attend_source(low), rows_source(low), pack_source(forms)]);
     if traced() {
         sources.iter_mut().for_each(|s| s.insert_str(0, "#define TRACE\n"));
@@ -196,17 +202,24 @@ impl Kernels {
         let forms = forms(low);
         let sources = sources(low, &forms);
         let modules = modules(compiler, gpu, &sources)?;
-        let [wide, n4, n2, n1, attend, rows, pack] = &modules[..] else {
+        let [wide, few @ .., attend, rows, pack] = &modules[..] else {
             return Err(DeviceError::Lost("a module is missing".into()));
         };
         let mut gemms = Vec::new();
         for (i, g) in low.gemms.iter().enumerate() {
-            let Some(split) = g.split else { continue };
-            let of = |module: &Arc<Module>, nt| {
-                module.kernel(&format!("g{i}"), split.threads(), split.shared(nt), true)
-            };
-            let many = wide.kernel(&format!("g{i}"), WIDE_TILES * 32, WIDE_SHARED, true)?;
-            gemms.push([of(n1, 1)?, of(n2, 2)?, of(n4, 4)?, many]);
+            let name = format!("g{i}");
+            let mut kernels = Vec::new();
+            for (module, columns) in few.iter().zip(WIDTHS) {
+                kernels.push(module.kernel(
+                    &name,
+                    g.split.threads(columns),
+                    g.split.shared(columns),
+                    true,
+                )?);
+            }
+            let shared = wide_shared(&g.forms, low.chip);
+            kernels.push(wide.kernel(&name, WIDE_THREADS, shared, true)?);
+            gemms.push(kernels);
         }
         let mut attends = Vec::new();
         for (i, a) in low.attends.iter().enumerate() {

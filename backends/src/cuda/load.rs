@@ -3,7 +3,7 @@ mod places;
 
 use super::args::{Acts, AttendArgs, CacheArgs, EnterArgs, GemmArgs, Matrix, SettleArgs};
 use super::constants::{Constants, c, fusable};
-use super::forms::{Form, PAIR, Split, TILE, WIDE_TILES};
+use super::forms::{Chip, Form, PAIR, Split, TILE, WIDE, WIDE_SUMS, WIDE_TILES};
 use crate::gguf::ModelFile;
 use crate::plan::{
     Activation, Attend, Heads, Linear, Norm, NormGateUpAct, NormKind, NormQkvRopeCache, Plan, Residual, Rope,
@@ -16,17 +16,16 @@ use std::ops::Range;
 use weir_scheduler::{BLOCK_TOKENS, KvType};
 
 /// Columns that share a launch of the head, and rows that may be decoded together by a graph.
-pub const TOGETHER: usize = 64;
+pub const TOGETHER: usize = 128;
 /// Positions of a span of attention.
 pub const SPAN: usize = 128;
-/// Eights of columns that a kernel for few columns takes; one kernel each.
-pub const WIDTHS: [usize; 3] = [1, 2, 4];
 
 /// A product: its kernels by number, and all arguments but columns and map.
 pub struct GemmStep {
     pub kernel: usize,
     /// Thread blocks of all its matrices: with few columns, with many.
     pub units: [usize; 2],
+    pub split: Split,
     pub args: GemmArgs,
     /// Of weights, in the file.
     pub bytes: u64,
@@ -64,11 +63,18 @@ pub struct PackJob {
     pub matrix: Matrix,
 }
 
-/// A kernel to be generated: the structure of its constants, and its shape.
-pub struct Generated {
+/// A product's kernels to be generated: the structure of their constants, and what they are fitted to.
+#[derive(PartialEq)]
+pub struct Product {
     pub constants: String,
-    pub split: Option<Split>,
-    /// For attention: tiles of queries of the split kernel and the whole one, and their shared memory.
+    pub split: Split,
+    pub forms: Vec<Form>,
+}
+
+/// Kernels of attention to be generated.
+pub struct Attention {
+    pub constants: String,
+    /// Tiles of queries of the split kernel and the whole one, and their shared memory.
     pub tiles: [(usize, usize); 2],
 }
 
@@ -78,8 +84,9 @@ pub struct Lowered {
     pub bytes: usize,
     pub weights_bytes: usize,
     pub cache_bytes: usize,
-    pub gemms: Vec<Generated>,
-    pub attends: Vec<Generated>,
+    pub chip: Chip,
+    pub gemms: Vec<Product>,
+    pub attends: Vec<Attention>,
     /// Bodies of the kernels that settle.
     pub settles: Vec<String>,
     pub enter_body: String,
@@ -101,6 +108,9 @@ pub struct Lowered {
     pub rows_done: u64,
     /// Spans whose partial sums have room.
     pub partials: usize,
+    /// Of products' segments that thread blocks of their own compute: sums, and how many have arrived.
+    pub segments: u64,
+    pub segments_arrived: u64,
 }
 
 fn unsupported(what: impl Into<String>) -> DeviceError {
@@ -122,7 +132,6 @@ struct Lowering<'a> {
     /// Distinct ropes and where their pairs begin in a row's angles.
     ropes: Vec<(Rope, usize)>,
     angles: usize,
-    shared_limit: usize,
     rows: usize,
     x: u64,
     y: u64,
@@ -135,6 +144,11 @@ struct Lowering<'a> {
     out: Lowered,
 }
 
+/// Thread blocks that share the columns of a product for `tiles` tiles of many columns.
+pub fn apart(g: &GemmStep, tiles: usize, chip: Chip) -> usize {
+    if g.units[1] * tiles * 2 <= chip.processors { g.split.segs } else { 1 }
+}
+
 /// Checks and places everything from `base` on. Called twice: to learn the size, then with memory to place it in.
 pub fn lower(
     file: &ModelFile,
@@ -142,7 +156,7 @@ pub fn lower(
     layers: Range<usize>,
     kv: KvLayout,
     base: u64,
-    shared_limit: usize,
+    chip: Chip,
 ) -> Result<Lowered, DeviceError> {
     check_layers(plan, &layers)?;
     if !plan.hidden.is_multiple_of(32) || plan.hidden > 16384 || kv.rows == 0 || kv.slots == 0 {
@@ -155,6 +169,7 @@ pub fn lower(
         bytes: 0,
         weights_bytes: 0,
         cache_bytes: 0,
+        chip,
         gemms: Vec::new(),
         attends: Vec::new(),
         settles: Vec::new(),
@@ -175,6 +190,8 @@ pub fn lower(
         arrived: 0,
         rows_done: 0,
         partials: kv.blocks as usize * BLOCK_TOKENS / SPAN + 2 * kv.slots as usize,
+        segments: 0,
+        segments_arrived: 0,
     };
     let mut l = Lowering {
         file,
@@ -184,7 +201,6 @@ pub fn lower(
         vectors_by_name: HashMap::new(),
         ropes: Vec::new(),
         angles: 0,
-        shared_limit,
         rows: kv.rows as usize,
         x: 0,
         y: 0,
@@ -200,6 +216,7 @@ pub fn lower(
     l.ropes(&plan.layers[layers.clone()]);
     l.steps(plan, &layers)?;
     l.enter(plan)?;
+    l.segments();
     l.out.bytes = (l.at - base) as usize;
     Ok(l.out)
 }
@@ -334,10 +351,23 @@ impl Lowering<'_> {
         Ok(())
     }
 
-    fn gemm(&mut self, constants: String, split: Split) -> usize {
-        let known = self.out.gemms.iter().position(|g| g.constants == constants && g.split == Some(split));
-        known.unwrap_or_else(|| {
-            self.out.gemms.push(Generated { constants, split: Some(split), tiles: [(0, 0); 2] });
+    /// Room for segments that thread blocks of their own compute.
+    fn segments(&mut self) {
+        let columns = self.rows.div_ceil(WIDE);
+        let gemms = self.out.steps.iter().filter_map(|s| if let Low::Gemm(g) = s { Some(g) } else { None });
+        let most = gemms.chain(&self.out.head).flat_map(|g| {
+            (1..=columns)
+                .map(|n| g.units[1] * n * if apart(g, n, self.out.chip) > 1 { g.split.segs } else { 0 })
+        });
+        let most = most.max().unwrap_or(0);
+        self.out.segments = self.take(most * WIDE_SUMS * 4);
+        self.out.segments_arrived = self.take(self.out.chip.processors * 4);
+    }
+
+    fn gemm(&mut self, constants: String, split: Split, forms: &[Form]) -> usize {
+        let product = Product { constants, split, forms: forms.to_vec() };
+        self.out.gemms.iter().position(|g| *g == product).unwrap_or_else(|| {
+            self.out.gemms.push(product);
             self.out.gemms.len() - 1
         })
     }
@@ -357,10 +387,17 @@ impl Lowering<'_> {
             Constants { split, pairs, kind: 0, forms: &forms, rows: &rows, stride, ..Constants::default() }
                 .reading(&s.norm, self.out.hidden)
                 .text();
-        let kernel = self.gemm(constants, split);
+        let kernel = self.gemm(constants, split, &forms);
         let units = rows.iter().map(|r| split.units(*r)).fold([0; 2], |a, b| [a[0] + b[0], a[1] + b[1]]);
         let bytes = self.bytes(&linears);
-        self.out.steps.push(Low::Gemm(GemmStep { kernel, units, args, bytes, name: "norm_qkv_rope_cache" }));
+        self.out.steps.push(Low::Gemm(GemmStep {
+            kernel,
+            units,
+            split,
+            args,
+            bytes,
+            name: "norm_qkv_rope_cache",
+        }));
         Ok(())
     }
 
@@ -389,7 +426,7 @@ impl Lowering<'_> {
             mt * 16 * ((h.head_dim + 8) * 4 + (SPAN + 8) * 2 + 24) + room + 4 * h.head_dim + 64
         };
         let alone = group.div_ceil(16).next_power_of_two();
-        let whole = [4, 2, 1].into_iter().find(|mt| shared(*mt) <= self.shared_limit && mt * 16 >= group);
+        let whole = [4, 2, 1].into_iter().find(|mt| shared(*mt) <= self.out.chip.shared && mt * 16 >= group);
         let whole =
             whole.ok_or_else(|| unsupported(format!("{h:?} needs more shared memory than there is")))?;
         let angle0 = self.ropes.iter().find(|(r, _)| *r == qkv.rope).map_or(0, |(_, at)| *at);
@@ -419,7 +456,7 @@ impl Lowering<'_> {
         let tiles = [(alone, shared(alone)), (whole, shared(whole))];
         let known = self.out.attends.iter().position(|a| a.constants == text);
         let kernel = known.unwrap_or_else(|| {
-            self.out.attends.push(Generated { constants: text, split: None, tiles });
+            self.out.attends.push(Attention { constants: text, tiles });
             self.out.attends.len() - 1
         });
         let values = self.kv.blocks as usize * h.kv_heads * BLOCK_TOKENS * h.head_dim;
@@ -488,10 +525,17 @@ impl Lowering<'_> {
             next_pairs,
             ..Constants::default()
         };
-        let kernel = self.gemm(constants.reading(&s.norm, self.out.hidden).text(), split);
+        let kernel = self.gemm(constants.reading(&s.norm, self.out.hidden).text(), split, &forms);
         let units = split.units(rows);
         let bytes = self.bytes(&[&s.up]) + s.gate.as_ref().map_or(0, |g| self.bytes(&[g]));
-        self.out.steps.push(Low::Gemm(GemmStep { kernel, units, args, bytes, name: "norm_gate_up_act" }));
+        self.out.steps.push(Low::Gemm(GemmStep {
+            kernel,
+            units,
+            split,
+            args,
+            bytes,
+            name: "norm_gate_up_act",
+        }));
         Ok(())
     }
 
@@ -532,10 +576,10 @@ impl Lowering<'_> {
                 constants.next_pairs = l.rows.div_ceil(PAIR);
             }
         }
-        let kernel = self.gemm(constants.text(), split);
+        let kernel = self.gemm(constants.text(), split, &[form]);
         let name = if attention { "out_residual" } else { "down_residual" };
         let (units, bytes) = (split.units(l.rows), self.bytes(&[l]));
-        self.out.steps.push(Low::Gemm(GemmStep { kernel, units, args, bytes, name }));
+        self.out.steps.push(Low::Gemm(GemmStep { kernel, units, split, args, bytes, name }));
         Ok(())
     }
 
@@ -557,10 +601,17 @@ impl Lowering<'_> {
             cap: plan.head.soft_cap.unwrap_or(0.0),
             ..Constants::default()
         };
-        let kernel = self.gemm(constants.reading(&plan.head.norm, self.out.hidden).text(), split);
+        let text = constants.reading(&plan.head.norm, self.out.hidden).text();
+        let kernel = self.gemm(text, split, &[form]);
         let units = split.units(l.rows);
-        self.out.head =
-            Some(GemmStep { kernel, units, args, bytes: self.bytes(&[l]), name: "norm_logits_sample" });
+        self.out.head = Some(GemmStep {
+            kernel,
+            units,
+            split,
+            args,
+            bytes: self.bytes(&[l]),
+            name: "norm_logits_sample",
+        });
         Ok(())
     }
 

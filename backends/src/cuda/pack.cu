@@ -145,7 +145,8 @@ template <int F> DEV void pack(const PackArgs &p) {
             } else {
                 low |= (u32)(lo & 15) << (8 * j) | (u32)(hi & 15) << (8 * j + 4);
                 if (T::H == 1) bits |= (u32)(lo >> 4 & 1) << (8 * j + half) | (u32)(hi >> 4 & 1) << (8 * j + 2 + half);
-                if (T::H == 2) bits |= (u32)(lo >> 4 & 3) << (8 * j + 2 * half) | (u32)(hi >> 4 & 3) << (8 * j + 4 + 2 * half);
+                // the value's sign: it was 32 more
+                if (T::H == 2) bits |= (u32)(lo >> 4 & 3 ^ 2) << (8 * j + 2 * half) | (u32)(hi >> 4 & 3 ^ 2) << (8 * j + 4 + 2 * half);
             }
         }
         if (T::Q == 2) {

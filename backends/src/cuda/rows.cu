@@ -24,7 +24,7 @@ template <int F> DEV float weight(const Matrix &m, int pairs, int row, int k) {
     if (T::Q == 2) q = (i8)(words[(b * 32 + lane) * 4 + r] >> (8 * j));
     else q = words[lane * 4 + b * 2 + half] >> (8 * j + 4 * upper) & 15;
     if (T::H == 1) q |= (m.high[at * 32 + lane] >> (8 * j + r + 4 * b) & 1) << 4;
-    if (T::H == 2) q = (q | (m.high[(at * 2 + b) * 32 + lane] >> (8 * j + 2 * r) & 3) << 4) - 32;
+    if (T::H == 2) q = ((q | (m.high[(at * 2 + b) * 32 + lane] >> (8 * j + 2 * r) & 3) << 4) ^ 32) - 32;
     if (T::S == 1) tile_.s[0] = m.s[at * 8 + g];
     if (T::S == 2) {
         tile_.s[0] = m.s[(at * 8 + g) * 2];

@@ -1,9 +1,9 @@
 //! Runs batches: describes them to the GPU, launches the steps, collects what they gave.
 use super::args::{EnterArgs, FinishArgs, SampleArgs, SettleArgs};
 use super::driver::{Buffer, Gpu, Graph, Pinned, Stream};
-use super::forms::WIDE;
+use super::forms::{WIDE, WIDTHS};
 use super::kernels::Kernels;
-use super::load::{AttendStep, GemmStep, Low, Lowered, SPAN, TOGETHER, WIDTHS};
+use super::load::{AttendStep, GemmStep, Low, Lowered, SPAN, TOGETHER, apart};
 use super::trace::Trace;
 use crate::program::{
     Batch, DeviceError, Input, KvLayout, Program, SampleSpec, Sampled, SegmentOutput, StepOutput, StepTime,
@@ -439,13 +439,17 @@ impl CudaProgram {
 
     /// `map`: where the rows that are the columns are named; 0: all of them.
     fn gemm(&self, s: &GemmStep, columns: usize, map: u64) -> Result<(), DeviceError> {
-        let width = WIDTHS.iter().position(|nt| nt * 8 >= columns);
+        let (width, chip) = (WIDTHS.iter().position(|most| *most >= columns), self.low.chip);
         let mut args = s.args;
         (args.columns, args.map) = (columns as i32, map);
         args.trace = self.trace.next(s.name, s.bytes);
+        (args.partial, args.arrived) = (self.low.segments, self.low.segments_arrived);
         let (kernel, grid) = match width {
             Some(width) => (width, [s.units[0], 1, 1]),
-            None => (WIDTHS.len(), [s.units[1], columns.div_ceil(WIDE), 1]),
+            None => {
+                let tiles = columns.div_ceil(WIDE);
+                (WIDTHS.len(), [tiles, s.units[1], apart(s, tiles, chip)])
+            }
         };
         // SAFETY: as in `launch`.
         unsafe { self.stream.launch(&self.kernels.gemms[s.kernel][kernel], grid, &args) }

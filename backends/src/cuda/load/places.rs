@@ -50,9 +50,11 @@ impl Lowering<'_> {
         let pairs = (self.rows + TOGETHER) * cols.div_ceil(PAIR);
         Acts {
             q: self.take(pairs * 64),
-            d: self.take(pairs * 16),
+            d: self.take(pairs * 8),
+            totals: self.take(pairs * 8),
             h: self.take(pairs * 128),
             hd: self.take(pairs * 8),
+            sums: self.take(pairs * 8),
             squares: self.take(self.rows * cols.div_ceil(32) * 4),
         }
     }
