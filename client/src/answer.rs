@@ -27,6 +27,8 @@ pub struct End {
     pub usage: Usage,
     /// The model that answered, as the endpoint calls it.
     pub model: String,
+    /// The nodes that took part, first to last, where the endpoint says so: several where one was lost, and another went on.
+    pub nodes: Vec<String>,
 }
 
 /// Why an answer ended by itself.

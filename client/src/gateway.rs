@@ -15,9 +15,10 @@ use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use hyper::{Method, Request, Response, header};
 use reply::{Chunk, ErrorBody, ModelList};
-use serde_json::json;
+use serde_json::{Map, Value, json};
 use std::time::Duration;
 use tokio::sync::OnceCell;
+use weir_scheduler::Priority;
 
 /// Of a refusal or a list of models.
 const BODY_BYTES_MAX: usize = 1 << 20;
@@ -183,7 +184,32 @@ fn request(ask: &Ask, model: &str, options: &Options) -> (&'static str, Vec<u8>)
     if !options.stop.is_empty() {
         body["stop"] = json!(options.stop);
     }
+    if let Some(weir) = weir_options(options) {
+        body["weir"] = weir;
+    }
     (path, body.to_string().into_bytes())
+}
+
+/// What only Weir's own gateways understand; none where nothing of it is asked for.
+fn weir_options(options: &Options) -> Option<Value> {
+    let mut weir = Map::new();
+    if let Some(priority) = options.priority {
+        let name = match priority {
+            Priority::Background => "background",
+            Priority::Normal => "normal",
+            Priority::Interactive => "interactive",
+        };
+        weir.insert("priority".into(), name.into());
+    }
+    if let Some(ttft) = options.ttft {
+        let ms = u64::try_from(ttft.as_millis()).unwrap_or(u64::MAX);
+        weir.insert("ttft_ms".into(), ms.max(1).into());
+    }
+    if !options.tags.is_empty() {
+        let tags = options.tags.iter().map(|(name, value)| (name.clone(), Value::from(value.as_str())));
+        weir.insert("tags".into(), Value::Object(tags.collect()));
+    }
+    (!weir.is_empty()).then_some(Value::Object(weir))
 }
 
 /// An answer's events, as far as they have come.
@@ -191,13 +217,14 @@ struct Reading {
     model: String,
     finish: Option<Finish>,
     usage: Usage,
+    nodes: Vec<String>,
     /// `[DONE]` has come.
     done: bool,
 }
 
 impl Reading {
     fn new(model: String) -> Reading {
-        Reading { model, finish: None, usage: Usage::default(), done: false }
+        Reading { model, finish: None, usage: Usage::default(), nodes: Vec::new(), done: false }
     }
 
     /// One event; its text goes to `texts`.
@@ -221,6 +248,9 @@ impl Reading {
         if let Some(usage) = chunk.usage {
             self.usage = usage.into();
         }
+        if let Some(weir) = chunk.weir {
+            self.nodes = weir.nodes;
+        }
         let Some(choice) = chunk.choices.into_iter().next() else { return Ok(()) };
         let text = choice.text.or(choice.delta.and_then(|d| d.content)).unwrap_or_default();
         if !text.is_empty() {
@@ -238,7 +268,7 @@ impl Reading {
 
     fn end(self, address: &Address) -> Result<End, ClientError> {
         match self.finish {
-            Some(finish) => Ok(End { finish, usage: self.usage, model: self.model }),
+            Some(finish) => Ok(End { finish, usage: self.usage, model: self.model, nodes: self.nodes }),
             None => Err(ClientError::Broken {
                 host: address.authority.clone(),
                 why: "no reason for its end was given".into(),

@@ -31,6 +31,7 @@ pub use answer::{Answer, Canceller, End, Finish, Piece, Usage};
 pub use error::ClientError;
 pub use local::LocalOptions;
 pub use message::{Message, Options, Role};
+pub use weir_scheduler::Priority;
 
 use gateway::Gateway;
 use local::Local;

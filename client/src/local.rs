@@ -151,7 +151,7 @@ impl Loaded {
             request,
             sampling,
             stop,
-            priority: Priority::Interactive,
+            priority: options.priority.unwrap_or(Priority::Interactive),
             ..Generate::new(self.id, prompt, max_tokens)
         })
     }
@@ -168,6 +168,7 @@ impl Loaded {
                 output_tokens: usage.output_tokens,
             },
             model: self.name.clone(),
+            nodes: Vec::new(),
         }
     }
 }

@@ -1,6 +1,8 @@
 //! What is said to a model, and how it shall answer.
 use crate::ClientError;
 use serde::{Deserialize, Serialize};
+use std::time::Duration;
+use weir_scheduler::Priority;
 
 /// A turn of a conversation.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -57,6 +59,13 @@ pub struct Options {
     pub seed: Option<u64>,
     /// Ends the answer before the first of these.
     pub stop: Vec<String>,
+    /// Who goes first where there is not room for all. Only Weir's gateways know it, and the two that follow; to others
+    /// leave them out.
+    pub priority: Option<Priority>,
+    /// Without a token after so long the answer is given up.
+    pub ttft: Option<Duration>,
+    /// For policies.
+    pub tags: Vec<(String, String)>,
 }
 
 impl Options {

@@ -5,7 +5,7 @@ use std::net::{TcpListener, TcpStream};
 use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 use weir_client::{
-    Answer, ClientError, End, Endpoint, Finish, LocalOptions, Message, Options, Piece, Usage, Weir,
+    Answer, ClientError, End, Endpoint, Finish, LocalOptions, Message, Options, Piece, Priority, Usage, Weir,
 };
 
 /// A request as it came: its first line, its headers in lower case, its body.
@@ -64,7 +64,7 @@ const HELLO: &[&str] = &[
     r#"{"model":"m","choices":[{"index":0,"delta":{"content":"Hel"}}]}"#,
     r#"{"model":"m","choices":[{"index":0,"delta":{"content":"lo €"}}],"error":null}"#,
     r#"{"model":"m","choices":[{"index":0,"delta":{},"finish_reason":"stop"}]}"#,
-    r#"{"model":"m","choices":[],"usage":{"prompt_tokens":7,"completion_tokens":2,"prompt_tokens_details":{"cached_tokens":3}}}"#,
+    r#"{"model":"m","choices":[],"usage":{"prompt_tokens":7,"completion_tokens":2,"prompt_tokens_details":{"cached_tokens":3}},"weir":{"nodes":["a","b"]}}"#,
     "[DONE]",
 ];
 
@@ -110,13 +110,19 @@ async fn a_conversation_is_answered() {
         top_p: Some(0.5),
         seed: Some(3),
         stop: vec!["x".into()],
+        priority: Some(Priority::Background),
+        ttft: Some(Duration::from_millis(1500)),
+        tags: vec![("team".into(), "blue".into())],
         ..options()
     };
     let messages = vec![Message::system("be kind"), Message::user("hi")];
     let (text, end) = client(&url).chat(messages, options).unwrap().text().await.unwrap();
     assert_eq!(text, "Hello €");
     let usage = Usage { prompt_tokens: 7, cached_tokens: 3, output_tokens: 2 };
-    assert_eq!(end, End { finish: Finish::Stop, usage, model: "m".into() });
+    assert_eq!(
+        end,
+        End { finish: Finish::Stop, usage, model: "m".into(), nodes: vec!["a".into(), "b".into()] }
+    );
     let request = seen.recv().unwrap();
     assert!(request.line.starts_with("POST /v1/chat/completions "), "{}", request.line);
     assert!(request.head.contains("authorization: bearer k\r\n"), "{}", request.head);
@@ -125,6 +131,8 @@ async fn a_conversation_is_answered() {
         assert_eq!(request.body[name].as_f64(), Some(value), "{name}");
     }
     assert_eq!(request.body["stop"][0], "x");
+    let weir = serde_json::json!({ "priority": "background", "ttft_ms": 1500, "tags": { "team": "blue" } });
+    assert_eq!(request.body["weir"], weir);
 }
 
 #[tokio::test]
@@ -144,7 +152,9 @@ async fn a_prompt_is_completed_by_the_first_model() {
         assert_eq!((text.as_str(), end.finish), (" b", Finish::Length));
     }
     assert_eq!(weir.models(Some("here")).await.unwrap(), ["first", "second"]);
-    let lines: Vec<String> = (0..4).map(|_| seen.recv().unwrap().line).collect();
+    let requests: Vec<Seen> = (0..4).map(|_| seen.recv().unwrap()).collect();
+    assert!(requests.iter().all(|r| r.body["weir"].is_null()), "strangers get nothing that they don't know");
+    let lines: Vec<String> = requests.into_iter().map(|r| r.line).collect();
     let posts = lines.iter().filter(|l| l.starts_with("POST /v1/completions ")).count();
     assert_eq!((posts, lines.len()), (2, 4), "{lines:?}");
 }

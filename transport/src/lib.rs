@@ -22,8 +22,8 @@ pub use crowd::{Crowd, Place};
 #[cfg(not(target_arch = "wasm32"))]
 pub use endpoint::{DialError, Dialer, EndpointError, Listener, WEB_PATH, WebCertificate, tls_to};
 pub use frames::{
-    BODY_MAX, Fetch, Frame, FrameError, HEADER_BYTES, Hello, Kind, MAGIC, Message, Order, PIECE_MAX, Proof,
-    Refusal, RefusalCode, Tokens, VERSION, Welcome,
+    Assembler, BODY_MAX, Fetch, Frame, FrameError, HEADER_BYTES, Hello, Kind, MAGIC, Message, Order,
+    PIECE_MAX, Proof, Refusal, RefusalCode, Tokens, VERSION, Welcome,
 };
 #[cfg(not(target_arch = "wasm32"))]
 pub use identity::{Fingerprint, Identity, IdentityError, JoinLink, JoinToken, PublicKey, code};

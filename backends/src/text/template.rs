@@ -12,6 +12,8 @@ use minijinja::value::{Kwargs, Serde, Value, ValueKind};
 use minijinja::{Environment, Error, ErrorKind, State};
 use serde_json::Value as Json;
 use std::fmt::Write;
+#[cfg(not(target_arch = "wasm32"))]
+use std::panic::{AssertUnwindSafe, catch_unwind};
 
 /// Bytes that a template's source may have; real ones have up to about 30,000.
 const SOURCE_BYTES_MAX: usize = 1 << 20;
@@ -166,22 +168,19 @@ struct Job<'a> {
 }
 
 impl Job<'_> {
-    /// Renders on a thread with a stack that the fuel can't exhaust.
+    /// Renders on a stack that the fuel can't exhaust. (A thread for each would take longer than all the rest of a short
+    /// request.)
     #[cfg(not(target_arch = "wasm32"))]
     fn run(self) -> Result<String, TextError> {
         let stack = (1 << 20) + self.fuel * STACK_BYTES_PER_FUEL;
-        let thread = std::thread::Builder::new().name("chat-template".into()).stack_size(stack as usize);
-        std::thread::scope(|scope| {
-            let thread = thread.spawn_scoped(scope, || self.render()).map_err(|error| {
-                TextError::TemplateLimit(format!(
-                    "its thread, with a stack of {stack} bytes, can't be started: {error}"
-                ))
-            })?;
-            thread.join().unwrap_or_else(|_| Err(TextError::Render("the template engine panicked".into())))
+        let rendered = catch_unwind(AssertUnwindSafe(|| stacker::grow(stack as usize, || self.render())));
+        rendered.unwrap_or_else(|_| {
+            let why = format!("the template engine panicked, or a stack of {stack} bytes can't be had");
+            Err(TextError::Render(why))
         })
     }
 
-    /// There are no threads: a template that nests values too deep ends the browser's worker.
+    /// There is no other stack: a template that nests values too deep ends the browser's worker.
     #[cfg(target_arch = "wasm32")]
     fn run(self) -> Result<String, TextError> {
         self.render()

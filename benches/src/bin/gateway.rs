@@ -58,6 +58,8 @@ fn main() -> Result<()> {
         }
     }
     ensure!(options.weir.is_file(), "{HELP}");
+    // It is started in a folder of its own.
+    options.weir = options.weir.canonicalize()?;
     let wanted = |part: &str| options.only.as_deref().is_none_or(|only| only == part);
     let mut missed = Vec::new();
     if wanted("latency") || wanted("memory") {

@@ -20,6 +20,14 @@ pub(super) struct Chunk {
     pub(super) model: Option<String>,
     pub(super) choices: Vec<Choice>,
     pub(super) usage: Option<ChunkUsage>,
+    pub(super) weir: Option<Weir>,
+}
+
+/// What Weir's gateways add to the last one.
+#[derive(Deserialize)]
+pub(super) struct Weir {
+    #[serde(default)]
+    pub(super) nodes: Vec<String>,
 }
 
 #[derive(Deserialize)]

@@ -212,6 +212,11 @@ impl<'a> Tokens<'a> {
         self.0.tokens.iter().map(convert::token)
     }
 
+    /// Positions, ids and texts, first to last, where they lie.
+    pub fn pieces(&self) -> impl Iterator<Item = (u32, u32, &'a str)> + 'a {
+        self.0.tokens.iter().map(|token| (token.position.into(), token.id.into(), token.text.as_str()))
+    }
+
     /// Ids, first to last.
     pub fn ids(&self) -> impl Iterator<Item = u32> + 'a {
         self.0.tokens.iter().map(|token| token.id.into())

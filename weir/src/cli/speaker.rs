@@ -160,7 +160,7 @@ impl Reply {
                         cached_tokens: usage.cached_tokens,
                         output_tokens: usage.output_tokens,
                     };
-                    let last = End { finish, usage, model: model.clone() };
+                    let last = End { finish, usage, model: model.clone(), nodes: Vec::new() };
                     if text.is_empty() {
                         return Ok(Piece::End(last));
                     }
