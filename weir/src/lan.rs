@@ -75,7 +75,8 @@ pub fn find(patience: Duration) -> Result<Vec<Found>, LanError> {
         // Version 4 first: it has no scopes.
         addresses.sort_by_key(|address| (address.starts_with('['), address.clone()));
         addresses.truncate(8);
-        let name: String = service.host.trim_end_matches('.').chars().take(100).collect();
+        let name: String =
+            service.host.trim_end_matches('.').chars().filter(|c| !c.is_control()).take(100).collect();
         if let Some(cluster) = cluster.filter(|_| !addresses.is_empty() && found.len() < FOUND_MAX) {
             found.insert(service.fullname.clone(), Found { name, addresses, cluster });
         }

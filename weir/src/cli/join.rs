@@ -202,7 +202,8 @@ fn nearby(folder: &Path, scheduler: Option<&str>) -> anyhow::Result<Belonging> {
         _ => bail!("there are several: {}; choose with --scheduler NAME", names.join(", ")),
     };
     eprintln!("Found {name}, at {}", addresses.join(", "));
-    Ok(Belonging { identity, addresses, cluster, token: None, ask: true, trusting: scheduler.is_some() })
+    let known = remembered.home.is_some_and(|home| home.cluster == cluster.to_string());
+    Ok(Belonging { identity, addresses, cluster, token: None, ask: !known, trusting: scheduler.is_some() })
 }
 
 /// Tells both persons what to do; whether ours sees the same code on both screens.
@@ -243,8 +244,14 @@ async fn serve(
                 let token = home.token.map(|token| token.to_string());
                 let began = Instant::now();
                 let mut welcomes = worker.welcomes();
+                let compared_before = asking.is_some();
                 let greeted = async {
                     if welcomes.changed().await.is_ok() {
+                        if home.ask && !home.trusting && !compared_before {
+                            bail!(
+                                "the scheduler that was found asks nobody whom it lets in: it is not yours"
+                            );
+                        }
                         if home.ask {
                             home.remember(folder)?;
                         }
