@@ -50,7 +50,7 @@ async function mean(device, positions, chunk) {
       sum += divergence(golden.rows[at + i], all.subarray(i * golden.vocabulary, (i + 1) * golden.vocabulary));
     });
   }
-  await browser.page.evaluate((device) => port[device].close(), device);
+  await browser.page.evaluate((device) => (port[device].close(), delete port[device]), device);
   return { kl: sum / positions, peer: golden.peer };
 }
 

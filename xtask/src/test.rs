@@ -1,6 +1,6 @@
 //! The gates: everything that a change has to pass.
 use crate::run::{cargo, check, program, watch, works};
-use crate::{deny, fuzz, models, web};
+use crate::{deny, fuzz, models};
 use anyhow::{Result, bail};
 use std::time::Instant;
 
@@ -39,7 +39,6 @@ pub fn run(scope: Scope) -> Result<()> {
     let mut tally = Tally::default();
     step("tests", || tests(scope, &mut tally))?;
     step("emulated GPU", || emulated(&mut tally))?;
-    step("browser", web::test)?;
     step("fuzz", || fuzz::run(None, FUZZ_SECONDS))?;
     let Tally { passed, failed, ignored } = tally;
     println!("\nall gates passed in {} s", began.elapsed().as_secs());
@@ -74,7 +73,6 @@ fn tools() -> Result<()> {
     if cfg!(target_os = "linux") && !has_lavapipe() {
         missing.push(("lavapipe", "mesa-vulkan-drivers libvulkan1"));
     }
-    missing.extend(web::missing());
     let packages: Vec<&str> = missing
         .iter()
         .filter(|(_, how)| !how.starts_with("rustup"))

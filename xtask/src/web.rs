@@ -21,7 +21,7 @@ pub fn build() -> Result<()> {
 }
 
 /// What is missing for that, and the Debian packages that have it.
-pub fn missing() -> Vec<(&'static str, &'static str)> {
+fn missing() -> Vec<(&'static str, &'static str)> {
     let mut missing = Vec::new();
     if browser().is_none() {
         missing.push(("chromium", "chromium"));
@@ -42,6 +42,14 @@ fn browser() -> Option<&'static str> {
 
 /// Builds it, and tests it in Chromium.
 pub fn test() -> Result<()> {
+    let missing = missing();
+    if !missing.is_empty() {
+        let packages: Vec<&str> = missing.iter().map(|(_, packages)| *packages).collect();
+        bail!(
+            "the browser's tests need more; install it with\n  apt-get install -y --no-install-recommends {}",
+            packages.join(" ")
+        );
+    }
     build()?;
     let folder = root().join("web");
     let Some(browser) = browser() else {
