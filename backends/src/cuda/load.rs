@@ -363,12 +363,20 @@ impl Lowering<'_> {
         self.out.segments_arrived = self.take(self.out.chip.processors * 4);
     }
 
-    fn gemm(&mut self, constants: String, split: Split, forms: &[Form]) -> usize {
-        let product = Product { constants, split, forms: forms.to_vec() };
-        self.out.gemms.iter().position(|g| *g == product).unwrap_or_else(|| {
-            self.out.gemms.push(product);
-            self.out.gemms.len() - 1
-        })
+    /// A product of `linears`, and its kernels unless there are such already.
+    fn gemm(
+        &mut self,
+        constants: &Constants<'_>,
+        args: GemmArgs,
+        linears: &[&Linear],
+        name: &'static str,
+    ) -> GemmStep {
+        let split = constants.split;
+        let product = Product { constants: constants.text(), split, forms: constants.forms.to_vec() };
+        let kernel = position_or_push(&mut self.out.gemms, product);
+        let units = constants.rows.iter().map(|rows| split.units(*rows));
+        let units = units.fold([0; 2], |a, b| [a[0] + b[0], a[1] + b[1]]);
+        GemmStep { kernel, units, split, args, bytes: self.bytes(linears), name }
     }
 
     fn qkv(&mut self, s: &NormQkvRopeCache) -> Result<(), DeviceError> {
@@ -384,19 +392,9 @@ impl Lowering<'_> {
         let stride: usize = rows.iter().sum();
         let constants =
             Constants { split, pairs, kind: 0, forms: &forms, rows: &rows, stride, ..Constants::default() }
-                .reading(&s.norm, self.out.hidden)
-                .text();
-        let kernel = self.gemm(constants, split, &forms);
-        let units = rows.iter().map(|r| split.units(*r)).fold([0; 2], |a, b| [a[0] + b[0], a[1] + b[1]]);
-        let bytes = self.bytes(&linears);
-        self.out.steps.push(Low::Gemm(GemmStep {
-            kernel,
-            units,
-            split,
-            args,
-            bytes,
-            name: "norm_qkv_rope_cache",
-        }));
+                .reading(&s.norm, self.out.hidden);
+        let step = self.gemm(&constants, args, &linears, "norm_qkv_rope_cache");
+        self.out.steps.push(Low::Gemm(step));
         Ok(())
     }
 
@@ -435,17 +433,10 @@ impl Lowering<'_> {
             next_pairs,
             ..Constants::default()
         };
-        let kernel = self.gemm(constants.reading(&s.norm, self.out.hidden).text(), split, &forms);
-        let units = split.units(rows);
-        let bytes = self.bytes(&[&s.up]) + s.gate.as_ref().map_or(0, |g| self.bytes(&[g]));
-        self.out.steps.push(Low::Gemm(GemmStep {
-            kernel,
-            units,
-            split,
-            args,
-            bytes,
-            name: "norm_gate_up_act",
-        }));
+        let constants = constants.reading(&s.norm, self.out.hidden);
+        let linears: Vec<&Linear> = s.gate.iter().chain([&s.up]).collect();
+        let step = self.gemm(&constants, args, &linears, "norm_gate_up_act");
+        self.out.steps.push(Low::Gemm(step));
         Ok(())
     }
 
@@ -486,10 +477,9 @@ impl Lowering<'_> {
                 constants.next_pairs = l.rows.div_ceil(PAIR);
             }
         }
-        let kernel = self.gemm(constants.text(), split, &[form]);
         let name = if attention { "out_residual" } else { "down_residual" };
-        let (units, bytes) = (split.units(l.rows), self.bytes(&[l]));
-        self.out.steps.push(Low::Gemm(GemmStep { kernel, units, split, args, bytes, name }));
+        let step = self.gemm(&constants, args, &[l], name);
+        self.out.steps.push(Low::Gemm(step));
         Ok(())
     }
 
@@ -511,17 +501,8 @@ impl Lowering<'_> {
             cap: plan.head.soft_cap.unwrap_or(0.0),
             ..Constants::default()
         };
-        let text = constants.reading(&plan.head.norm, self.out.hidden).text();
-        let kernel = self.gemm(text, split, &[form]);
-        let units = split.units(l.rows);
-        self.out.head = Some(GemmStep {
-            kernel,
-            units,
-            split,
-            args,
-            bytes: self.bytes(&[l]),
-            name: "norm_logits_sample",
-        });
+        let constants = constants.reading(&plan.head.norm, self.out.hidden);
+        self.out.head = Some(self.gemm(&constants, args, &[l], "norm_logits_sample"));
         Ok(())
     }
 
@@ -543,9 +524,9 @@ impl Lowering<'_> {
     }
 }
 
-fn position_or_push(all: &mut Vec<String>, text: String) -> usize {
-    all.iter().position(|t| *t == text).unwrap_or_else(|| {
-        all.push(text);
+fn position_or_push<T: PartialEq>(all: &mut Vec<T>, one: T) -> usize {
+    all.iter().position(|other| *other == one).unwrap_or_else(|| {
+        all.push(one);
         all.len() - 1
     })
 }
