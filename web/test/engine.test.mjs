@@ -90,12 +90,8 @@ const show = ({ about, load_ms, first_ms, rate }) =>
 
 test("the processor is as near as llama.cpp", { skip, timeout: 300e3 }, () => check("cpu", 128, 32));
 
-test("the GPU is as near as the processor", { skip, timeout: 600e3 }, async () => {
-  // Too few positions for a mean of its own: SwiftShader takes a second for each.
-  const [gpu, cpu] = [await mean("gpu", 32, 32), await mean("cpu", 32, 32)];
-  console.log(`gpu: mean KL ${gpu.kl.toExponential(3)}, cpu ${cpu.kl.toExponential(3)}, 32 positions`);
-  assert.ok(gpu.kl <= 1.25 * cpu.kl, `mean KL ${gpu.kl}, the processor's is ${cpu.kl}`);
-});
+// SwiftShader takes some seconds for each position; fewer of them have means of their own.
+test("the GPU is as near as llama.cpp", { skip, timeout: 1800e3 }, () => check("gpu", 128, 32));
 
 test("both give the same answer", { skip, timeout: 600e3 }, async () => {
   // Few tokens: at a near tie, of which a longer answer has some, the two may part.
