@@ -3,7 +3,7 @@
 //! A check is an ordinary request, private and in the background: after the prompt and the guest's tokens up to a
 //! position, what are the likeliest next ones? So the guest's own text is what it is measured by, token for token, and a
 //! near tie that fell the other way costs it nothing later on.
-use super::{Phase, Scheduler};
+use super::{Phase, Request, Scheduler};
 use crate::{Event, Generate, NodeId, Output, PRIVATE, Priority, RequestId, Sampling, Time, Token};
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -67,10 +67,11 @@ impl Scheduler {
         if id.is_own() || self.audit.len() >= CHECKS_MAX || !self.pool.is_held_by_us(ask.model) {
             return;
         }
-        let (model, prompt, output, salt) = (ask.model, ask.prompt.clone(), ask.output.clone(), ask.salt);
         if !self.draw().is_multiple_of(u64::from(self.limits.check_one_in.max(1))) {
             return;
         }
+        let Some(Request { ask, .. }) = self.requests.get(&id) else { return };
+        let (model, prompt, output, salt) = (ask.model, ask.prompt.clone(), ask.output.clone(), ask.salt);
         let first = output.len() as u64 - tokens.min(output.len() as u64);
         for _ in 0..POSITIONS.min(tokens) {
             let at = (first + self.draw() % tokens) as usize;
