@@ -12,7 +12,7 @@ use tokio::time::{MissedTickBehavior, interval, timeout};
 use weir_backends::engine::EngineHandle;
 use weir_scheduler::{
     Event, Failure, FailureKind, Generate, Held, ModelId, ModelStatus, PREFIXES_MAX, Price, Priority,
-    Profile, RequestId, Status, TextId, Token,
+    Profile, RequestId, Status, TextId, Token, Trust,
 };
 use weir_transport::{
     Fetch, Frame, FrameError, Hello, Link, LinkError, Message, Order, PIECE_MAX, Proof, Refusal, Stream,
@@ -45,6 +45,10 @@ pub struct Resident {
 /// The machine that a node is.
 #[derive(Clone, Debug, Default)]
 pub struct Machine {
+    /// Whose it is: heeded within a process only; over a network the scheduler knows better.
+    pub trust: Trust,
+    /// What its owner says of it.
+    pub labels: Vec<(String, String)>,
     /// Its devices, for a person.
     pub devices: Vec<String>,
     /// Bytes that its models may take, all together.
@@ -227,9 +231,11 @@ impl Worker {
     }
 
     fn profile(&self, orders: u64) -> Profile {
-        let Machine { devices, bandwidth, price, .. } = &*self.machine;
+        let Machine { trust, labels, devices, bandwidth, price, .. } = &*self.machine;
         Profile {
             name: self.name.to_string(),
+            trust: *trust,
+            labels: labels.clone(),
             devices: devices.clone(),
             bandwidth: *bandwidth,
             price: *price,

@@ -253,6 +253,8 @@ pub struct NodeView {
     pub name: String,
     /// Whose it is.
     pub trust: Trust,
+    /// What its owner says of it.
+    pub labels: Vec<(String, String)>,
     /// It gets nothing new.
     pub draining: bool,
     /// How long it has said nothing.

@@ -1,5 +1,6 @@
 //! What a node says of itself, when it connects and from then on.
 use crate::{BlockKey, Event, Generate, KvType, ModelId, RequestId};
+use std::fmt;
 use std::time::Duration;
 
 /// Whose a node is. The scheduler decides it when a node joins; what a node says of itself doesn't count.
@@ -10,6 +11,34 @@ pub enum Trust {
     Own,
     /// Somebody else's: it sees no request that is tagged [`crate::PRIVATE`].
     Guest,
+    /// A company's, for money: it sees no request that is tagged [`crate::PRIVATE`], and others only where the policy
+    /// lets them leave.
+    Provider,
+}
+
+impl Trust {
+    /// Each of them.
+    pub const ALL: [Trust; 3] = [Trust::Own, Trust::Guest, Trust::Provider];
+
+    /// As people write it: `own`, `guest`, `provider`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Trust::Own => "own",
+            Trust::Guest => "guest",
+            Trust::Provider => "provider",
+        }
+    }
+
+    /// The one of that name.
+    pub fn named(name: &str) -> Option<Trust> {
+        Trust::ALL.into_iter().find(|trust| trust.name() == name)
+    }
+}
+
+impl fmt::Display for Trust {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
 }
 
 /// A model's tokenizer and chat template by content: the SHA-256 of [`Held::text`]'s bytes as a node hands them out.
@@ -25,6 +54,9 @@ pub struct Profile {
     pub identity: u64,
     /// Whose it is.
     pub trust: Trust,
+    /// What its owner says of it, by names that policies know: `kind`, `country`, `zone`, `provider`, and any other. At
+    /// most [`LABELS_MAX`]; the first of a name counts. A guest's don't count at all.
+    pub labels: Vec<(String, String)>,
     /// Its devices, for a person.
     pub devices: Vec<String>,
     /// Bytes that further models may take, beside those it holds and those it loads; 0 where it doesn't say.
@@ -45,6 +77,11 @@ pub struct Profile {
     /// came of all up to it.
     pub orders: u64,
 }
+
+/// Labels of a node, at most; and bytes of a label's name or value, at most.
+pub const LABELS_MAX: usize = 32;
+/// See [`LABELS_MAX`].
+pub const LABEL_BYTES_MAX: usize = 100;
 
 /// What tokens cost on a node, in billionths of a dollar: energy, or what a provider charges.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -2,7 +2,7 @@
 use crate::{Generate, Held, NodeId, Trust};
 use std::time::Duration;
 
-/// A request with a tag of this name is for nodes of our own only, whatever the tag's value.
+/// A request with a tag of this name is for nodes of our own only, neither for guests nor for providers, whatever the tag's value.
 pub const PRIVATE: &str = "private";
 
 /// What one node could do for one request.
@@ -14,6 +14,8 @@ pub struct Offer<'a> {
     pub name: &'a str,
     /// Whose it is.
     pub trust: Trust,
+    /// What its owner says of it.
+    pub labels: &'a [(String, String)],
     /// The model there.
     pub held: &'a Held,
     /// Requests that it runs for this scheduler, of this model.
@@ -32,7 +34,7 @@ pub struct Offer<'a> {
     pub same_numerics: bool,
 }
 
-/// Filters and weighs offers. Asked for every candidate of every request, so it must be quick.
+/// Filters and weighs offers; what is [`PRIVATE`] is offered by nodes of our own alone. Asked for every candidate of every request, so it must be quick.
 pub trait Policy: Send {
     /// Whether the request may go there; a refusal says why, for whoever asks for an explanation.
     fn admits(&self, ask: &Generate, offer: &Offer<'_>) -> Result<(), String>;
@@ -40,7 +42,7 @@ pub trait Policy: Send {
     fn cost(&self, ask: &Generate, offer: &Offer<'_>) -> f64;
 }
 
-/// Whoever is done first, where what others lose by it counts as much; a request under way stays with its numerics if
+/// Whoever is done first of our own nodes and of guests, where what others lose by it counts as much; a request under way stays with its numerics if
 /// it can.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Fastest;
@@ -52,10 +54,10 @@ const OTHER_NUMERICS_S: f64 = 1e6;
 const LATE_S: f64 = 1e3;
 
 impl Policy for Fastest {
-    fn admits(&self, ask: &Generate, offer: &Offer<'_>) -> Result<(), String> {
-        match offer.trust == Trust::Guest && ask.tags.iter().any(|(name, _)| name == PRIVATE) {
-            true => Err(format!("it is private, and {} is a guest", offer.name)),
-            false => Ok(()),
+    fn admits(&self, _: &Generate, offer: &Offer<'_>) -> Result<(), String> {
+        match offer.trust {
+            Trust::Own | Trust::Guest => Ok(()),
+            Trust::Provider => Err(format!("no policy lets requests leave for {}, a provider", offer.name)),
         }
     }
 

@@ -28,6 +28,7 @@ pub(crate) struct Node {
     /// Who it is, across connections.
     identity: u64,
     trust: Trust,
+    labels: Vec<(String, String)>,
     connected: Time,
     /// When it last said anything.
     pub heard: Time,
@@ -150,6 +151,7 @@ impl Pool {
             name: String::new(),
             identity,
             trust: Trust::Own,
+            labels: Vec::new(),
             connected: now,
             heard: now,
             suspect: false,
@@ -167,6 +169,8 @@ impl Pool {
         node.memory.told(now, &profile);
         node.name = profile.name;
         node.trust = profile.trust;
+        // Anybody can say anything of himself.
+        node.labels = if profile.trust == Trust::Guest { Vec::new() } else { profile.labels };
         (node.devices, node.bandwidth, node.price) = (profile.devices, profile.bandwidth, profile.price);
         node.heard = now;
         let mut new = Vec::new();
@@ -433,6 +437,7 @@ impl Pool {
             node: *id,
             name: node.name.clone(),
             trust: node.trust,
+            labels: node.labels.clone(),
             draining: node.is_draining(),
             silent: now.since(node.heard),
             devices: node.devices.clone(),

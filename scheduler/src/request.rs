@@ -145,6 +145,11 @@ pub struct Generate {
 }
 
 impl Generate {
+    /// It is for nodes of our own only.
+    pub fn is_private(&self) -> bool {
+        self.tags.iter().any(|(name, _)| name == crate::PRIVATE)
+    }
+
     /// A request with nothing special: greedy, of normal priority, given to no node yet, for as long as it takes, on
     /// nobody's behalf. Its number is 0 until somebody gives it one.
     pub fn new(model: ModelId, prompt: Vec<u32>, max_tokens: u32) -> Generate {

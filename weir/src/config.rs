@@ -3,10 +3,11 @@ use crate::driver::DeviceChoice;
 use figment::Figment;
 use figment::providers::{Env, Format, Serialized, Toml};
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use weir_backends::store::{StoreConfig, StoreError};
-use weir_scheduler::Price;
+use weir_scheduler::{LABEL_BYTES_MAX, LABELS_MAX, Price};
 
 /// What can be set in `weir.toml`, and by `WEIR_` and the upper-case name in the environment.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -46,6 +47,8 @@ pub struct Config {
     pub prompt_usd_per_mtok: f64,
     /// The same of tokens of output.
     pub output_usd_per_mtok: f64,
+    /// What policies know of this machine when it is a node: `kind`, `country`, `zone`, and any other name.
+    pub labels: BTreeMap<String, String>,
     /// Where models are kept; the platform's cache folder where none.
     pub cache: Option<PathBuf>,
     /// A further catalog of models, whose names come before the built-in ones.
@@ -87,6 +90,7 @@ impl Default for Config {
             memory: None,
             prompt_usd_per_mtok: 0.0,
             output_usd_per_mtok: 0.0,
+            labels: BTreeMap::new(),
             cache: None,
             catalog: None,
             state: None,
@@ -114,6 +118,9 @@ pub enum ConfigError {
         /// As it may be.
         least: u32,
     },
+    /// More is said of this machine than anybody wants to hear.
+    #[error("configuration: {0}")]
+    Labels(String),
 }
 
 /// A prompt with its template takes more than this, so less context is a mistake.
@@ -158,6 +165,7 @@ impl Config {
             "memory",
             "prompt_usd_per_mtok",
             "output_usd_per_mtok",
+            "labels",
             "cache",
             "catalog",
             "state",
@@ -180,8 +188,27 @@ impl Config {
         match (self.threads, self.context) {
             (Some(0), _) => small("threads", 0, 1),
             (_, Some(context)) if context < CONTEXT_MIN => small("context", context, CONTEXT_MIN),
-            _ => Ok(()),
+            _ => self.check_labels(),
         }
+    }
+
+    fn check_labels(&self) -> Result<(), ConfigError> {
+        if self.labels.len() > LABELS_MAX {
+            let count = self.labels.len();
+            return Err(ConfigError::Labels(format!("there are {count} labels; at most {LABELS_MAX}")));
+        }
+        for (name, value) in &self.labels {
+            if name.is_empty() || name.len().max(value.len()) > LABEL_BYTES_MAX {
+                let bounds = format!("names have 1 to {LABEL_BYTES_MAX} bytes, values at most as many");
+                return Err(ConfigError::Labels(format!("label {name:?}: {bounds}")));
+            }
+        }
+        Ok(())
+    }
+
+    /// What is said of this machine when it is a node.
+    pub fn labels(&self) -> Vec<(String, String)> {
+        self.labels.iter().map(|(name, value)| (name.clone(), value.clone())).collect()
     }
 
     /// What a token costs on this machine, in billionths of a dollar; a price below 0 or without end is none.
@@ -253,6 +280,12 @@ mod tests {
         check("threads = 0", Err("threads is 0; it must be at least 1"));
         check("context = 31", Err("context is 31; it must be at least 32"));
         check("context = -1", Err("context"));
+        let labels = BTreeMap::from([("country".into(), "DE".into())]);
+        check("labels.country = 'DE'", Ok(Config { labels, ..Config::default() }));
+        check("labels.country = 7", Err("labels"));
+        check(&format!("labels.x = '{}'", "x".repeat(101)), Err("label \"x\": names have 1 to 100 bytes"));
+        let many: String = (0..33).map(|n| format!("labels.l{n} = ''\n")).collect();
+        check(&many, Err("there are 33 labels; at most 32"));
         let missing = Config::load(Some(Path::new("/nonexistent/weir.toml"))).unwrap_err();
         assert!(missing.to_string().contains("/nonexistent/weir.toml"));
     }

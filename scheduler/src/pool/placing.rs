@@ -2,7 +2,7 @@
 use super::{Node, Place, Pool, Refusal, Search};
 use crate::group::Group;
 use crate::serving::Prediction;
-use crate::{BlockKey, Generate, ModelId, NodeId, Offer, Time};
+use crate::{BlockKey, Generate, ModelId, NodeId, Offer, Time, Trust};
 use std::time::Duration;
 
 /// Candidates of each kind: with the prompt's beginning in the cache, the soonest done (of each numerics), at random.
@@ -145,11 +145,15 @@ impl Pool {
         if unfit {
             return Considered::Unfit;
         }
+        if node.trust != Trust::Own && ask.is_private() {
+            return Considered::Refused(format!("it is private, and {} is a {}", node.name, node.trust));
+        }
         let prediction = serving.predict(tokens, search.keys);
         let offer = Offer {
             node: id,
             name: &node.name,
             trust: node.trust,
+            labels: &node.labels,
             held: &serving.held,
             running: serving.total(),
             ttft: prediction.ttft,

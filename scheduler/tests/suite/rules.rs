@@ -341,13 +341,13 @@ fn a_budget_is_reserved_settled_and_not_passed() {
 }
 
 #[test]
-fn what_is_private_never_goes_to_a_guest() {
+fn what_is_private_goes_to_nodes_of_our_own_alone() {
     for seed in 0..200 {
         let mut rng = crate::random::Rng(seed);
         let mut s = Scheduler::new(Limits::default(), Box::new(Fastest), seed);
-        let guests: Vec<u64> = (0..6).filter(|_| rng.one_in(2)).collect();
+        let trust: Vec<Trust> = (0..6).map(|_| Trust::ALL[rng.below(3) as usize]).collect();
         for node in 0..6 {
-            let trust = if guests.contains(&node) { Trust::Guest } else { Trust::Own };
+            let trust = trust[node as usize];
             let profile = Profile { trust, identity: node + 1, ..profile("n", 2) };
             s.handle(at(0), Input::Connected { node: NodeId(node), profile });
         }
@@ -364,12 +364,26 @@ fn what_is_private_never_goes_to_a_guest() {
                 s.handle(now, Input::Lost { node, reason: "gone".into() });
             }
             for (node, request, ..) in sent(&outputs(&mut s)) {
+                let trust = trust[node as usize];
+                assert_ne!(trust, Trust::Provider, "seed {seed}: no policy lets {request} leave for {node}");
                 assert!(
-                    request % 2 == 1 || !guests.contains(&node),
+                    request % 2 == 1 || trust == Trust::Own,
                     "seed {seed}: {request} went to guest {node}"
                 );
             }
         }
+    }
+}
+
+#[test]
+fn what_a_guest_says_of_itself_does_not_count() {
+    for trust in Trust::ALL {
+        let mut s = Scheduler::new(Limits::default(), Box::new(Fastest), 1);
+        let labels = vec![("country".to_owned(), "DE".to_owned())];
+        let profile = Profile { trust, labels: labels.clone(), ..profile("n", 1) };
+        s.handle(at(0), Input::Connected { node: NodeId(0), profile });
+        let known = if trust == Trust::Guest { Vec::new() } else { labels };
+        assert_eq!(s.survey(at(0))[0].labels, known, "{trust}");
     }
 }
 

@@ -476,7 +476,7 @@ impl World {
             match output {
                 Output::Send { node, message } => {
                     if let ToNode::Generate(ask) = &message {
-                        let private = ask.tags.iter().any(|(name, _)| name == PRIVATE);
+                        let private = ask.is_private();
                         let guest = self.nodes.get(&node).is_some_and(|node| node.trust == Trust::Guest);
                         assert!(!(private && guest), "what is private goes to a guest");
                         match ask.request.is_own() {

@@ -4,7 +4,7 @@ use super::{FrameError, Kind};
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
 use weir_scheduler as vocabulary;
-use weir_scheduler::{BlockKey, KvType, ModelId, PREFIXES_MAX, TextId, Trust};
+use weir_scheduler::{BlockKey, KvType, LABEL_BYTES_MAX, LABELS_MAX, ModelId, PREFIXES_MAX, TextId, Trust};
 
 /// How a node introduces itself.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -177,6 +177,10 @@ pub(super) struct Profile {
     name: String,
     #[serde(default)]
     guest: bool,
+    #[serde(default, skip_serializing_if = "is_default")]
+    provider: bool,
+    #[serde(default, skip_serializing_if = "is_default")]
+    labels: Vec<(String, String)>,
     #[serde(default)]
     devices: Vec<String>,
     #[serde(default)]
@@ -273,6 +277,8 @@ impl From<&vocabulary::Profile> for Profile {
         Profile {
             name: p.name.clone(),
             guest: p.trust == Trust::Guest,
+            provider: p.trust == Trust::Provider,
+            labels: p.labels.clone(),
             devices: p.devices.clone(),
             memory_free: p.memory_free,
             models: p.models.iter().map(Held::from).collect(),
@@ -330,6 +336,9 @@ fn name(name: String) -> Result<String, FrameError> {
 pub(super) fn profile(p: Profile) -> Result<vocabulary::Profile, FrameError> {
     let lists = [p.models.len(), p.offers.len(), p.loading.len(), p.failures.len()];
     sense(KIND, lists.iter().all(|length| *length <= LIST_MAX), "a list is too long")?;
+    sense(KIND, p.labels.len() <= LABELS_MAX, "there are too many labels")?;
+    let fits = |text: &String| text.len() <= LABEL_BYTES_MAX;
+    sense(KIND, p.labels.iter().all(|(n, v)| !n.is_empty() && fits(n) && fits(v)), "a label is too long")?;
     let offer = |o: Offered| {
         let (model, name) = (model(&o.model)?, name(o.name)?);
         Ok(vocabulary::Offered { model, name, weights: o.weights, bytes: o.bytes })
@@ -339,7 +348,12 @@ pub(super) fn profile(p: Profile) -> Result<vocabulary::Profile, FrameError> {
     Ok(vocabulary::Profile {
         name: p.name,
         identity: 0,
-        trust: if p.guest { Trust::Guest } else { Trust::Own },
+        trust: match (p.guest, p.provider) {
+            (_, true) => Trust::Provider,
+            (true, false) => Trust::Guest,
+            (false, false) => Trust::Own,
+        },
+        labels: p.labels,
         devices: p.devices,
         memory_free: p.memory_free,
         bandwidth: p.bandwidth,

@@ -1,6 +1,8 @@
 //! Frames.
 use crate::samples::{self, Rng};
-use weir_scheduler::{BlockKey, Event, Finish, ModelId, PREFIXES_MAX, RequestId, TextId, ToNode};
+use weir_scheduler::{
+    BlockKey, Event, Finish, LABEL_BYTES_MAX, LABELS_MAX, ModelId, PREFIXES_MAX, RequestId, TextId, ToNode,
+};
 use weir_transport::{
     BODY_MAX, Frame, FrameError, HEADER_BYTES, Hello, Kind, Message, Order, PIECE_MAX, RefusalCode, VERSION,
     Welcome,
@@ -213,6 +215,9 @@ fn senseless_profiles_are_refused() {
     check(|p| p.models[0].name.clear());
     check(|p| p.models[0].rates.prefill_tokens_per_s = -1.0);
     check(|p| p.models[0].prefixes = vec![BlockKey([0; 16]); PREFIXES_MAX + 1]);
+    check(|p| p.labels = vec![("x".into(), String::new()); LABELS_MAX + 1]);
+    check(|p| p.labels = vec![("x".into(), "y".repeat(LABEL_BYTES_MAX + 1))]);
+    check(|p| p.labels = vec![(String::new(), "y".into())]);
     check(|p| p.failures = vec![(ModelId([1; 32]), String::new()); 1025]);
     let short = Frame::profile(&samples::profile()).bytes()[HEADER_BYTES..].to_vec();
     let short = String::from_utf8(short).unwrap().replace(&"01".repeat(32), "01");

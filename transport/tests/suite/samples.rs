@@ -102,6 +102,8 @@ pub(crate) fn full_profile() -> Profile {
     full.bandwidth = 20_000_000_000;
     full.price = Price { prompt: 20, output: 80 };
     full.orders = 7;
+    full.trust = Trust::Provider;
+    full.labels = vec![("country".into(), "DE".into()), ("kind".into(), "server".into())];
     let model = ModelId([3; 32]);
     full.offers = vec![Offered { model, name: "qwen2".into(), weights: 400, bytes: 500 }];
     full.loading = vec![Loading { model, bytes: 500 }];

@@ -106,10 +106,12 @@ impl Join {
         let device = device_options(config);
         let (description, memory) = device.survey()?;
         let machine = Machine {
+            labels: config.labels(),
             devices: vec![description],
             memory,
             bandwidth: bench::memory_bandwidth(config.threads),
             price: config.price(),
+            ..Machine::default()
         };
         let stock = match named.is_empty() || !self.offer.is_empty() {
             true => stock(store(config)?, &self.offer, device)?,

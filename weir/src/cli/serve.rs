@@ -71,7 +71,13 @@ impl Serve {
         let mut gateway = self.gateway(config)?;
         super::runtime()?.block_on(async {
             let device = device_options(config);
-            let driver = Driver::start(DriverConfig { models, device, no_node: self.no_node }).await?;
+            let driver = Driver::start(DriverConfig {
+                models,
+                device,
+                labels: config.labels(),
+                no_node: self.no_node,
+            })
+            .await?;
             let house = self.listen.map(|at| self.open_house(config, &driver, at)).transpose()?;
             gateway.admin = house.as_ref().map(|house| house.admin.clone());
             let gateway = Gateway::bind(driver.clone(), gateway).await?;

@@ -185,7 +185,7 @@ pub(super) fn find(config: &Config, model: Option<&str>) -> anyhow::Result<Model
 
 /// A driver that holds these models.
 pub(super) async fn start(models: Vec<ModelSpec>, device: DeviceOptions) -> anyhow::Result<Driver> {
-    Ok(Driver::start(DriverConfig { models, device, no_node: false }).await?)
+    Ok(Driver::start(DriverConfig { models, device, ..DriverConfig::default() }).await?)
 }
 
 /// What the configuration says of the device.

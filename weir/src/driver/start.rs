@@ -31,6 +31,8 @@ pub struct DriverConfig {
     pub models: Vec<ModelSpec>,
     /// How they are loaded.
     pub device: DeviceOptions,
+    /// What is said of the node of this process.
+    pub labels: Vec<(String, String)>,
     /// Schedule only: hold no model here.
     pub no_node: bool,
 }
@@ -269,7 +271,8 @@ pub(super) async fn start(config: DriverConfig) -> Result<Driver, DriverError> {
     let models = if config.no_node { Vec::new() } else { config.models };
     let loaded = load_all(models, config.device).await?;
     let shelf = Shelf::new(loaded.iter().map(served).collect());
-    let worker = worker("local", Machine::default(), loaded, Stock::none());
+    let machine = Machine { labels: config.labels, ..Machine::default() };
+    let worker = worker("local", machine, loaded, Stock::none());
     let driver = bring_up(shelf, worker.residents());
     if !driver.inner.residents.is_empty() {
         let (ours, theirs) = Link::in_memory();

@@ -11,6 +11,7 @@ use hyper::header::{AUTHORIZATION, CACHE_CONTROL, CONTENT_TYPE, HeaderMap, Heade
 use hyper::{Method, Request, Response, StatusCode};
 use serde::Deserialize;
 use serde_json::{Value, json};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 use tokio::sync::mpsc;
@@ -256,8 +257,11 @@ fn here(info: &NodeInfo) -> Value {
             })
         })
         .collect();
+    let labels: BTreeMap<&str, &str> =
+        view.labels.iter().rev().map(|(name, value)| (name.as_str(), value.as_str())).collect();
     json!({
         "id": info.key.as_ref().map(short), "name": view.name, "guest": view.trust == Trust::Guest,
+        "trust": view.trust.name(), "labels": labels,
         "state": if view.draining { "draining" } else { "connected" },
         "silent_ms": view.silent.as_millis() as u64, "devices": view.devices, "memory_free": view.memory_free,
         "bandwidth": view.bandwidth, "models": models,
