@@ -1,6 +1,7 @@
 //! What a node does: [`load`] models, then [`Worker::serve`] a scheduler at the other end of a link.
 #![forbid(unsafe_code)]
 
+mod caches;
 mod holdings;
 mod load;
 mod meter;

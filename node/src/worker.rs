@@ -1,4 +1,5 @@
 //! A node at work: it tells the scheduler what it holds, runs what it is given, and streams what comes out.
+use crate::caches::Caches;
 use crate::holdings::{Holdings, Stock};
 use crate::meter::{Meter, Observed};
 use crate::text::ModelText;
@@ -11,8 +12,8 @@ use tokio::task::JoinSet;
 use tokio::time::{MissedTickBehavior, interval, timeout};
 use weir_backends::engine::EngineHandle;
 use weir_scheduler::{
-    Event, Failure, FailureKind, Generate, Held, ModelId, ModelStatus, PREFIXES_MAX, Price, Priority,
-    Profile, RequestId, Status, TextId, Token, Trust,
+    Event, Failure, FailureKind, Generate, Held, ModelId, ModelStatus, Price, Priority, Profile, RequestId,
+    Status, TextId, Token, Trust,
 };
 use weir_transport::{
     Fetch, Frame, FrameError, Hello, Link, LinkError, Message, Order, PIECE_MAX, Proof, Refusal, Stream,
@@ -25,10 +26,6 @@ const EVENTS_MAX: usize = 32;
 const TOKENS_MAX: usize = 64;
 /// How long the other end may take to say what a stream is for, or to answer a greeting.
 const GREETING: Duration = Duration::from_secs(10);
-/// How long an engine may take to name the blocks in its cache; without them the scheduler learns them by and by.
-const NAMING: Duration = Duration::from_millis(500);
-/// Models whose cached blocks are named, at most: a profile is not to be long.
-const NAMED_MAX: usize = 4;
 /// A step that takes longer has hung.
 const STEP_MAX: Duration = Duration::from_secs(60);
 
@@ -98,6 +95,13 @@ pub enum WorkerError {
     Refused(Refusal),
 }
 
+/// What a scheduler has been told.
+#[derive(Default)]
+struct Heard {
+    models: HashMap<ModelId, ModelStatus>,
+    caches: Caches,
+}
+
 impl From<FrameError> for WorkerError {
     fn from(error: FrameError) -> Self {
         WorkerError::Link(error.into())
@@ -129,6 +133,10 @@ impl Resident {
     /// Ends what runs and stops its engine, after the step that is under way.
     pub fn shutdown(&self) {
         self.engine.shutdown();
+    }
+
+    pub(crate) fn engine(&self) -> &EngineHandle {
+        &self.engine
     }
 
     fn status(&self) -> ModelStatus {
@@ -197,13 +205,13 @@ impl Worker {
         let mut orders = 0;
         let mut changed = self.holdings.changed();
         let mut first = self.profile(orders);
-        for held in first.models.iter_mut().take(NAMED_MAX) {
-            let Some(resident) = self.holdings.find(|r| r.held.model == held.model) else { continue };
-            let names = timeout(NAMING, resident.engine.cached_blocks(PREFIXES_MAX));
-            held.prefixes = names.await.unwrap_or_default();
+        let mut told = Heard::default();
+        for held in &mut first.models {
+            if let Some(resident) = self.holdings.find(|r| r.held.model == held.model) {
+                told.caches.introduce(held, &resident).await;
+            }
         }
         control.send.send(Frame::profile(&first)).await?;
-        let mut told = HashMap::new();
         let mut draining = self.draining.subscribe();
         let mut beat = interval(every);
         beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -216,6 +224,7 @@ impl Worker {
                 }
                 Ok(()) = changed.changed() => control.send.send(Frame::profile(&self.profile(orders))).await?,
                 _ = beat.tick() => self.beat(&mut control, &mut told).await?,
+                () = told.caches.heard() => {}
                 Ok(()) = draining.changed() => self.beat(&mut control, &mut told).await?,
                 Some(done) = requests.join_next() => {
                     if let Err(error) = done && error.is_panic() {
@@ -245,14 +254,13 @@ impl Worker {
     }
 
     /// Sends a heartbeat with what has changed since the last.
-    async fn beat(
-        &self,
-        control: &mut Stream,
-        told: &mut HashMap<ModelId, ModelStatus>,
-    ) -> Result<(), WorkerError> {
-        let mut models: Vec<ModelStatus> = self.residents().iter().map(Resident::status).collect();
-        models.retain(|now| told.insert(now.model, now.clone()).as_ref() != Some(now));
-        let status = Frame::status(Status { draining: *self.draining.borrow(), models });
+    async fn beat(&self, control: &mut Stream, told: &mut Heard) -> Result<(), WorkerError> {
+        let residents = self.residents();
+        let mut models: Vec<ModelStatus> = residents.iter().map(Resident::status).collect();
+        models.retain(|now| told.models.insert(now.model, now.clone()).as_ref() != Some(now));
+        let caches = told.caches.news();
+        told.caches.look(&residents);
+        let status = Frame::status(Status { draining: *self.draining.borrow(), models, caches });
         // A scheduler that doesn't read heartbeats is gone or stuck.
         let sent = timeout(GREETING, control.send.send(status)).await;
         Ok(sent.map_err(|_| WorkerError::Greeting("it reads no heartbeats"))??)

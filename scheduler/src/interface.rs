@@ -43,6 +43,13 @@ pub enum Input {
         /// Why, for a person.
         reason: String,
     },
+    /// How long a word takes to a node and back, as the link has measured it.
+    RoundTrip {
+        /// Which.
+        node: NodeId,
+        /// How long.
+        time: Duration,
+    },
     /// A node's link broke.
     Lost {
         /// Which.
@@ -148,12 +155,14 @@ pub enum Output {
         /// The model, or what to tell whoever wants it.
         found: Result<ModelId, Failure>,
     },
-    /// The node hasn't been heard for long: close its link. It is forgotten already.
+    /// The node hasn't been heard for long, or was refuted: close its link. It is forgotten already.
     Disconnect {
         /// Which.
         node: NodeId,
         /// Why, for a person.
         reason: String,
+        /// It is a guest whose tokens are too unlikely: it may not come back.
+        refuted: bool,
     },
 }
 
@@ -199,7 +208,8 @@ pub struct Limits {
     pub idle_unload: Duration,
     /// A node that failed to load a model isn't told to again for so long.
     pub load_again: Duration,
-    /// When requests have waited for a model for so long, a further node with free memory loads it.
+    /// When requests have waited for a model for so long, and would for longer than it takes to load, a further node with
+    /// free memory loads it.
     pub crowded_after: Duration,
 }
 
@@ -288,7 +298,7 @@ pub struct ModelView {
     pub slots: u32,
     /// Tokens that came from there.
     pub tokens: u64,
-    /// From one token to the next with one sequence, as observed.
+    /// From one token to the next with as many sequences as run now (one, if none does), as observed.
     pub token_time: Duration,
     /// Prompt tokens a second, as observed.
     pub prefill_tokens_per_s: f32,

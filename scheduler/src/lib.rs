@@ -24,8 +24,8 @@ pub use block::{BLOCK_TOKENS, BlockKey, KvType, chain};
 pub use interface::{Class, Input, Limits, Load, ModelView, NodeView, Output, Wanted};
 pub use ledger::Balance;
 pub use node::{
-    FromNode, Held, LABEL_BYTES_MAX, LABELS_MAX, Loading, ModelStatus, Offered, PREFIXES_MAX, Price, Profile,
-    Rates, Status, TextId, ToNode, Trust,
+    CacheStatus, FromNode, Held, LABEL_BYTES_MAX, LABELS_MAX, Loading, ModelStatus, Offered, PREFIXES_MAX,
+    Price, Profile, Rates, Status, TextId, ToNode, Trust,
 };
 pub use policy::{Fastest, Offer, PRIVATE, Policy};
 pub use request::{

@@ -3,6 +3,11 @@ use crate::{ModelId, Offered, Profile, Time};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+/// Bytes of a model that a node takes into memory in a second, before it has loaded any: a plain desktop's disk.
+const LOAD_GUESS_BYTES_PER_S: f64 = 500e6;
+/// Weight of the newest observation.
+const NEWEST: f64 = 0.5;
+
 /// What a node could hold, and what it has been told to.
 ///
 /// A node numbers in its profile the last order that it has taken: its own word counts for all orders up to that one,
@@ -23,12 +28,15 @@ pub(crate) struct Memory {
     /// Orders so far, and of those the ones that it has taken.
     orders: u64,
     heard: u64,
+    /// Bytes of models that it loads in a second, as observed.
+    load_bytes_per_s: Option<f64>,
 }
 
 #[derive(Clone, Copy, Debug)]
 struct Coming {
     bytes: u64,
     order: u64,
+    since: Time,
 }
 
 impl Memory {
@@ -44,16 +52,35 @@ impl Memory {
         for (model, coming) in std::mem::take(&mut self.coming) {
             if coming.order > self.heard || loads(model) {
                 self.coming.insert(model, coming);
-            } else if !holds(model) {
+            } else if holds(model) {
+                self.observe_load(model, now.since(coming.since));
+            } else {
                 let why = profile.failures.iter().find(|(failed, _)| *failed == model);
                 let why = why.map_or_else(|| "it was let go".into(), |(_, why)| why.clone());
                 self.failed.insert(model, (now, why));
             }
         }
         for loading in &profile.loading {
-            self.coming.entry(loading.model).or_insert(Coming { bytes: loading.bytes, order: 0 });
+            let coming = Coming { bytes: loading.bytes, order: 0, since: now };
+            self.coming.entry(loading.model).or_insert(coming);
         }
         self.leaving.retain(|model| holds(*model));
+    }
+
+    fn observe_load(&mut self, model: ModelId, took: Duration) {
+        let Some(offer) = self.offers.get(&model).filter(|offer| offer.weights > 0) else { return };
+        let rate = offer.weights as f64 / took.as_secs_f64().max(1e-3);
+        let old = self.load_bytes_per_s.unwrap_or(rate);
+        self.load_bytes_per_s = Some(old + NEWEST * (rate - old));
+    }
+
+    /// How long it takes to load a model that it offers, by what was observed; what is left of that, where it loads it.
+    pub fn load_time(&self, now: Time, model: ModelId) -> Option<Duration> {
+        let offer = self.offers.get(&model)?;
+        let rate = self.load_bytes_per_s.unwrap_or(LOAD_GUESS_BYTES_PER_S);
+        let whole = Duration::from_secs_f64((offer.weights as f64 / rate.max(1.0)).min(1e6));
+        let passed = self.coming.get(&model).map_or(Duration::ZERO, |coming| now.since(coming.since));
+        Some(whole.saturating_sub(passed))
     }
 
     /// Bytes that may be given away now.
@@ -98,11 +125,11 @@ impl Memory {
     }
 
     /// It is told to load a model for which there is room. Returns the order's number.
-    pub fn load(&mut self, model: ModelId, bytes: u64) -> u64 {
+    pub fn load(&mut self, now: Time, model: ModelId, bytes: u64) -> u64 {
         assert!(bytes <= self.free(), "memory is given away twice");
         self.orders += 1;
         self.failed.remove(&model);
-        self.coming.insert(model, Coming { bytes, order: self.orders });
+        self.coming.insert(model, Coming { bytes, order: self.orders, since: now });
         self.orders
     }
 

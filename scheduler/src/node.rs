@@ -152,7 +152,7 @@ pub struct Held {
     pub prefixes: Vec<BlockKey>,
 }
 
-/// Blocks of a model's KV cache that a node names when it connects, at most.
+/// Blocks of a model's KV cache that a node names when it connects, and in a heartbeat, at most.
 pub const PREFIXES_MAX: usize = 512;
 
 /// How fast a node runs a model, by its own measure.
@@ -182,6 +182,19 @@ pub struct Status {
     pub draining: bool,
     /// Of each model that has changed since the heartbeat before.
     pub models: Vec<ModelStatus>,
+    /// Of each model whose cache has, as far as it was told; no more than [`PREFIXES_MAX`] blocks in all.
+    pub caches: Vec<CacheStatus>,
+}
+
+/// What has changed in a model's KV cache on a node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CacheStatus {
+    /// Which.
+    pub model: ModelId,
+    /// Blocks that are there now.
+    pub new: Vec<BlockKey>,
+    /// Blocks that are there no longer.
+    pub gone: Vec<BlockKey>,
 }
 
 /// How a model fares on a node.

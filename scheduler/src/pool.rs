@@ -40,6 +40,8 @@ pub(crate) struct Node {
     drained: bool,
     /// It fails too often: only if there is nobody else.
     rests_until: Time,
+    /// A word there and back.
+    round_trip: Duration,
     devices: Vec<String>,
     bandwidth: u64,
     price: Price,
@@ -158,6 +160,7 @@ impl Pool {
             draining: false,
             drained: false,
             rests_until,
+            round_trip: Duration::ZERO,
             devices: Vec::new(),
             bandwidth: 0,
             price: Price::default(),
@@ -228,7 +231,8 @@ impl Pool {
         }
         let open = priorities.map(|priority| fit && serving.has_room(now, priority));
         let fit = fit && now >= serving.busy_until;
-        group.set(id, Standing { class, cost_us: serving.common_cost_us(COMMON_OUTPUT), open, fit });
+        let cost_us = micros(node.round_trip).saturating_add(serving.common_cost_us(COMMON_OUTPUT));
+        group.set(id, Standing { class, cost_us, open, fit });
     }
 
     fn touch_all(&mut self, now: Time, id: NodeId) {
@@ -250,6 +254,7 @@ impl Pool {
         let mut all = node.draining != status.draining;
         node.draining = status.draining;
         let (mut died, mut changed) = (Vec::new(), Vec::new());
+        let mut room = PREFIXES_MAX;
         for news in status.models {
             let Some(serving) = node.models.get_mut(&news.model) else { continue };
             if serving.alive && !news.alive {
@@ -263,15 +268,30 @@ impl Pool {
                 serving.progress = now;
             }
             if let Some(rates) = news.rates.filter(|rates| *rates != serving.held.rates) {
-                serving.held.rates = rates;
+                serving.restate(rates);
                 changed.push(news.model);
             }
+        }
+        for cache in status.caches {
+            let (gone, new) = (cache.gone.len().min(room), cache.new.len());
+            room -= gone;
+            self.forget(id, cache.model, &cache.gone[..gone]);
+            self.remember(id, cache.model, &cache.new[..new.min(room)]);
+            room -= new.min(room);
         }
         match all {
             true => self.touch_all(now, id),
             false => changed.into_iter().for_each(|model| self.touch(now, id, model)),
         }
         died
+    }
+
+    /// How long a word takes to a node and back.
+    pub fn round_trip(&mut self, now: Time, id: NodeId, time: Duration) {
+        if let Some(node) = self.nodes.get_mut(&id) {
+            node.round_trip = time;
+            self.touch_all(now, id);
+        }
     }
 
     /// A node said something.
@@ -359,12 +379,12 @@ impl Pool {
         id: NodeId,
         model: ModelId,
         tokens: u64,
-        stated: Duration,
+        predicted: &Prediction,
         observed: Duration,
     ) {
         if let Some(serving) = self.serving(id, model) {
             serving.queued_tokens = serving.queued_tokens.saturating_sub(tokens);
-            serving.observe_prefill(stated, observed);
+            serving.observe_prefill(predicted, observed);
             self.touch(now, id, model);
         }
     }
@@ -392,11 +412,11 @@ impl Pool {
         now: Time,
         id: NodeId,
         model: ModelId,
-        stated: Duration,
+        predicted: &Prediction,
         observed: Duration,
     ) {
         if let Some(serving) = self.serving(id, model) {
-            serving.observe_pace(stated, observed);
+            serving.observe_pace(predicted, observed);
             self.touch(now, id, model);
         }
     }
@@ -426,7 +446,7 @@ impl Pool {
             running: serving.total(),
             slots: serving.held.slots,
             tokens: serving.tokens,
-            token_time: serving.held.rates.token_time_alone.mul_f64(serving.decode_ratio),
+            token_time: serving.token_time(),
             prefill_tokens_per_s: serving.prefill_rate() as f32,
             numerics: serving.held.numerics.clone(),
             bytes: serving.held.bytes,
@@ -470,6 +490,10 @@ impl Pool {
         }
         self.touch(now, id, ask.model);
     }
+}
+
+fn micros(time: Duration) -> u64 {
+    u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
 }
 
 fn forget_prefix(group: &mut Group, id: NodeId, key: &BlockKey) {

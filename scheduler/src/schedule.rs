@@ -173,6 +173,7 @@ impl Scheduler {
             Input::Broken { node, request, attempt, reason } => {
                 self.broken(now, node, request, attempt, reason)
             }
+            Input::RoundTrip { node, time } => self.pool.round_trip(now, node, time),
             Input::Lost { node, reason } => self.lost(now, node, &reason),
             Input::Drain { node, on } => {
                 self.pool.drain(now, node, on);

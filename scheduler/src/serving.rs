@@ -1,5 +1,5 @@
 //! A model on a node: how busy it is there, how fast, and which beginnings of prompts it still has.
-use crate::{BLOCK_TOKENS, BlockKey, Held, Priority, Time};
+use crate::{BLOCK_TOKENS, BlockKey, Held, Priority, Rates, Time};
 use std::collections::{HashMap, VecDeque};
 use std::time::Duration;
 
@@ -12,17 +12,19 @@ const KEPT_MAX: usize = 2048;
 /// A request counts for a third as much, in what a model is worth, after so long.
 const DEMAND_S: f64 = 600.0;
 /// A common request, for the order of nodes: tokens of its prompt.
-const COMMON_PROMPT: u64 = 256;
+pub(crate) const COMMON_PROMPT: u64 = 256;
 
 /// What was expected of a request when it was placed.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Prediction {
     pub ttft: Duration,
     pub token_time: Duration,
-    /// The same by the node's own figures: what observations are compared with. Comparing them with what had been
-    /// corrected already would correct twice for all that were under way meanwhile.
-    pub stated_ttft: Duration,
-    pub stated_token_time: Duration,
+    /// What observations are compared with is what the node's own figures would have said: tokens that are computed before
+    /// the first one comes, and sequences that run, itself included. Comparing with what had been corrected already would
+    /// correct twice for all that were under way meanwhile; and a node may have corrected its figures itself.
+    to_compute: u64,
+    beside: u32,
+    round_trip: Duration,
     /// What a token of it costs those that run there already, all together.
     token_burden: Duration,
     /// And what its prompt costs them: they wait meanwhile.
@@ -32,6 +34,11 @@ pub(crate) struct Prediction {
 }
 
 impl Prediction {
+    /// The same as seen from here, where a word takes so long to the node and back.
+    pub fn at_distance(self, round_trip: Duration) -> Prediction {
+        Prediction { ttft: self.ttft + round_trip, round_trip, ..self }
+    }
+
     /// To the last of so many tokens.
     pub fn total(&self, output: u32) -> Duration {
         self.ttft + self.token_time.saturating_mul(output)
@@ -111,6 +118,11 @@ impl Serving {
         f64::from(self.held.rates.prefill_tokens_per_s) / self.prefill_ratio
     }
 
+    /// From one token to the next with what runs now, as observed.
+    pub fn token_time(&self) -> Duration {
+        self.held.rates.token_time(self.total(), self.held.slots).mul_f64(self.decode_ratio)
+    }
+
     /// Our requests there.
     pub fn total(&self) -> u32 {
         self.running.iter().sum()
@@ -128,7 +140,8 @@ impl Serving {
         let cached = cached.min(tokens.saturating_sub(1));
         let rates = &self.held.rates;
         let rate = f64::from(rates.prefill_tokens_per_s.max(1e-3));
-        let prefill_s = (self.queued_tokens + tokens - cached) as f64 / rate;
+        let to_compute = self.queued_tokens + tokens - cached;
+        let prefill_s = to_compute as f64 / rate;
         let stated_token_time = rates.token_time(self.total() + 1, self.held.slots);
         let token_time = stated_token_time.mul_f64(self.decode_ratio);
         let seconds = |s: f64| Duration::from_secs_f64(s.min(1e6));
@@ -138,8 +151,9 @@ impl Serving {
         Prediction {
             ttft: seconds(prefill_s * self.prefill_ratio) + token_time,
             token_time,
-            stated_ttft: seconds(prefill_s) + stated_token_time,
-            stated_token_time,
+            to_compute,
+            beside: others + 1,
+            round_trip: Duration::ZERO,
             token_burden: slower.mul_f64(self.decode_ratio * f64::from(others)),
             prompt_burden: seconds(own_prefill_s * f64::from(others)),
             cached,
@@ -154,13 +168,33 @@ impl Serving {
     }
 
     /// A prompt was done after `observed`.
-    pub fn observe_prefill(&mut self, stated: Duration, observed: Duration) {
-        correct(&mut self.prefill_ratio, stated, observed);
+    pub fn observe_prefill(&mut self, predicted: &Prediction, observed: Duration) {
+        let Rates { prefill_tokens_per_s, .. } = self.held.rates;
+        let prefill_s = predicted.to_compute as f64 / f64::from(prefill_tokens_per_s.max(1e-3));
+        let others = self.held.rates.token_time(predicted.beside, self.held.slots) + predicted.round_trip;
+        correct(&mut self.prefill_ratio, Duration::from_secs_f64(prefill_s.min(1e6)) + others, observed);
     }
 
     /// Tokens came `observed` apart.
-    pub fn observe_pace(&mut self, stated: Duration, observed: Duration) {
+    pub fn observe_pace(&mut self, predicted: &Prediction, observed: Duration) {
+        let stated = self.held.rates.token_time(predicted.beside, self.held.slots);
         correct(&mut self.decode_ratio, stated, observed);
+    }
+
+    /// The node has measured anew.
+    pub fn restate(&mut self, rates: Rates) {
+        let old = std::mem::replace(&mut self.held.rates, rates);
+        let slower = rates.token_time_alone.as_secs_f64() / old.token_time_alone.as_secs_f64();
+        take_back(&mut self.decode_ratio, slower);
+        take_back(&mut self.prefill_ratio, f64::from(old.prefill_tokens_per_s / rates.prefill_tokens_per_s));
+    }
+}
+
+/// As far as a node has corrected its own figures, which are so many times as slow now, ours needn't any more.
+fn take_back(ratio: &mut f64, slower: f64) {
+    if slower.is_finite() && slower > 0.0 && (slower > 1.0) == (*ratio > 1.0) {
+        let left = *ratio / slower;
+        *ratio = if *ratio > 1.0 { left.max(1.0) } else { left.min(1.0) };
     }
 }
 

@@ -18,13 +18,14 @@ mod top;
 mod trust;
 
 use crate::config::Config;
-use crate::driver::DeviceChoice;
+use crate::driver::{DeviceChoice, DeviceOptions};
 use anyhow::Context;
 use clap::{Parser, Subcommand};
 use std::io;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use weir_backends::store::Store;
+use weir_node::Machine;
 
 /// Exit codes, besides clap's own 2 for a wrong command line.
 const FAILURE: u8 = 1;
@@ -170,8 +171,33 @@ fn store(config: &Config) -> anyhow::Result<Store> {
     Ok(Store::new(config.store()?)?)
 }
 
-/// The runtime of a command that does more than one thing at a time.
+/// This machine as a node tells of it, before it holds anything.
+fn machine(config: &Config, device: DeviceOptions) -> anyhow::Result<Machine> {
+    let (description, memory) = device.survey()?;
+    let bandwidth = bench::memory_bandwidth(config.threads);
+    Ok(Machine {
+        labels: config.labels(),
+        devices: vec![description],
+        memory,
+        bandwidth,
+        price: config.price(),
+        ..Machine::default()
+    })
+}
+
+/// Of the runtime's threads: so much that the chat templates of usual requests are rendered on it. Only what is used is memory.
+const STACK_BYTES: usize = 16 << 20;
+
+/// The runtime of a command that does more than one thing at a time. Half of the processors are left to what computes and to
+/// the kernel's part of the network; and a request that stays on one thread is answered sooner than one that is handed about.
 fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
+    let threads = std::thread::available_parallelism().map_or(1, |n| n.get() / 2).clamp(1, 8);
     let mut builder = tokio::runtime::Builder::new_multi_thread();
-    builder.enable_all().worker_threads(2).build().context("could not start the runtime")
+    builder.enable_all().worker_threads(threads).thread_stack_size(STACK_BYTES);
+    builder.build().context("could not start the runtime")
+}
+
+/// The runtime of a node, which carries tokens from its engines to one scheduler: one thread, the caller's.
+fn single_runtime() -> anyhow::Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().context("could not start the runtime")
 }

@@ -57,6 +57,9 @@ pub struct Record {
     /// It may not come back.
     #[serde(default)]
     pub revoked: bool,
+    /// It is revoked because its tokens were too unlikely, again and again.
+    #[serde(default)]
+    pub refuted: bool,
 }
 
 /// A join token, by its digest.
@@ -195,7 +198,12 @@ impl Cluster {
         let mut members = self.members();
         if let Some(record) = members.nodes.get_mut(&key) {
             if record.revoked {
-                let message = "this node was revoked; remove its state folder and join anew with a new link";
+                let message = match record.refuted {
+                    true => {
+                        "this node was shut out: the scheduler's own nodes find its tokens too unlikely, again and again"
+                    }
+                    false => "this node was revoked; remove its state folder and join anew with a new link",
+                };
                 return Err(refuse(RefusalCode::Revoked, message));
             }
             record.name = name;
@@ -253,7 +261,7 @@ impl Cluster {
             code: RefusalCode::Full,
             message: format!("the scheduler can't use the token up: {e}"),
         })?;
-        Ok(Record { name, guest, joined: seconds(now), drained: false, revoked: false })
+        Ok(Record { name, guest, joined: seconds(now), drained: false, revoked: false, refuted: false })
     }
 
     /// Machines that ask to be let in.
@@ -274,6 +282,7 @@ impl Cluster {
             joined: seconds(now),
             drained: false,
             revoked: false,
+            refuted: false,
         };
         self.state.set_node(&asker.key, &record)?;
         members.nodes.insert(asker.key, record);
@@ -308,6 +317,11 @@ impl Cluster {
     /// A node may not come back. The caller cuts its link. Blocks for as long as the disk takes.
     pub fn revoke(&self, key: &PublicKey) -> Result<(), ClusterError> {
         self.change(key, |record| record.revoked = true)
+    }
+
+    /// A guest was found to make its tokens up: it may not come back, either. Blocks for as long as the disk takes.
+    pub fn refute(&self, key: &PublicKey) -> Result<(), ClusterError> {
+        self.change(key, |record| (record.revoked, record.refuted) = (true, true))
     }
 
     /// A node gets nothing new, or does again; across restarts. Blocks for as long as the disk takes.

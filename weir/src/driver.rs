@@ -24,10 +24,10 @@ pub use start::{
 };
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-pub use stock::stock;
+pub use stock::{stock, stock_here};
 use tokio::sync::{mpsc, oneshot, watch};
 use weir_backends::text::{ChatTemplate, Tokenizer};
-use weir_node::Resident;
+use weir_node::{Machine, Resident, Stock, Worker};
 use weir_scheduler::{Event, Failure, FailureKind, Generate, ModelId, RequestId, Wanted};
 use weir_transport::{Link, PublicKey};
 
@@ -103,7 +103,8 @@ struct Inner {
     commands: mpsc::Sender<Command>,
     cancels: mpsc::UnboundedSender<RequestId>,
     shelf: Arc<Shelf>,
-    residents: Vec<Resident>,
+    /// What this process holds.
+    local: Worker,
     /// Nodes connected.
     nodes: watch::Receiver<usize>,
     next_request: AtomicU64,
@@ -114,7 +115,16 @@ impl Driver {
     /// Loads the models, one after the other, and starts. Must be called within a tokio runtime; loading happens on
     /// threads of its own, so that the caller can do other things meanwhile.
     pub async fn start(config: DriverConfig) -> Result<Driver, DriverError> {
-        start::start(config).await
+        start::start(config, Machine::default(), Stock::none()).await
+    }
+
+    /// The same, where the node of this process can be told to load others of `stock`, as the memory of `machine` allows.
+    pub async fn start_with(
+        config: DriverConfig,
+        machine: Machine,
+        stock: Stock,
+    ) -> Result<Driver, DriverError> {
+        start::start(config, machine, stock).await
     }
 
     /// What can be asked for.
@@ -219,7 +229,7 @@ impl Driver {
             return Health { live: false, ready: false, detail: "the scheduler has stopped".into() };
         }
         let trouble = |resident: &Resident| Some(format!("{}: {}", resident.name(), resident.trouble()?));
-        let troubles: Vec<String> = self.inner.residents.iter().filter_map(trouble).collect();
+        let troubles: Vec<String> = self.inner.local.residents().iter().filter_map(trouble).collect();
         let nodes = *self.inner.nodes.borrow();
         let served: Vec<String> = self.models().iter().map(|m| m.name.clone()).collect();
         let detail = match troubles.is_empty() {
@@ -237,7 +247,7 @@ impl Driver {
             // An error means that it stopped before it could say so.
             _ = stopped.await;
         }
-        let residents = self.inner.residents.clone();
+        let residents = self.inner.local.residents();
         let stop = move || residents.iter().for_each(Resident::shutdown);
         if let Err(error) = tokio::task::spawn_blocking(stop).await {
             tracing::error!("stopping the engines: {error}");

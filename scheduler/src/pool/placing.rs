@@ -79,8 +79,11 @@ impl Pool {
         let group = self.groups.get(&ask.model)?;
         let tokens = (ask.prompt.len() + ask.output.len()) as u64;
         let best = group.best(ask.priority, DRAW_BEST).chain(group.best_full(ask.priority, DRAW_BEST));
-        let serving = |id| self.nodes.get(&id).and_then(|node: &Node| node.models.get(&ask.model));
-        let ttft = best.filter_map(serving).map(|serving| serving.predict(tokens, keys).ttft).min()?;
+        let ttft = |id| {
+            let node: &Node = self.nodes.get(&id)?;
+            Some(node.models.get(&ask.model)?.predict(tokens, keys).at_distance(node.round_trip).ttft)
+        };
+        let ttft = best.filter_map(ttft).min()?;
         // Each of those before it takes at least its prompt's time, and all holders work at once.
         Some(ttft.saturating_mul((1 + ahead / group.len().max(1)) as u32))
     }
@@ -148,7 +151,7 @@ impl Pool {
         if node.trust != Trust::Own && ask.is_private() {
             return Considered::Refused(format!("it is private, and {} is a {}", node.name, node.trust));
         }
-        let prediction = serving.predict(tokens, search.keys);
+        let prediction = serving.predict(tokens, search.keys).at_distance(node.round_trip);
         let offer = Offer {
             node: id,
             name: &node.name,

@@ -1,6 +1,7 @@
 //! Which models nodes hold, which they could, and which they had better let go of.
-use super::{Node, Pool};
+use super::{COMMON_OUTPUT, Node, Pool};
 use crate::memory::human;
+use crate::serving::{COMMON_PROMPT, Serving};
 use crate::{Class, Limits, ModelId, NodeId, Priority, Time, ToNode, Trust};
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
@@ -10,6 +11,9 @@ use std::time::Duration;
 const READING: Duration = Duration::from_millis(50);
 /// Bytes that a machine reads in a second, if it doesn't say: a plain desktop's memory.
 const BANDWIDTH_GUESS: f64 = 10e9;
+
+/// Tokens of a prompt that are computed in the time of one of output.
+const PREFILL_SHARES: f64 = 8.0;
 
 /// What is to be done so that some node holds a model.
 #[derive(Debug, PartialEq)]
@@ -65,7 +69,8 @@ impl Pool {
                 continue;
             }
             let free = node.memory.free();
-            let rank = (node.trust == Trust::Own, node.bandwidth, free, Reverse(*id));
+            let soonest = node.prospect(now, model, COMMON_PROMPT).map(|p| Reverse(p.total(COMMON_OUTPUT)));
+            let rank = (node.trust == Trust::Own, soonest, free, Reverse(*id));
             if node.suspect || node.leaving_bytes() > 0 {
                 later = true;
             } else if free >= offer.bytes {
@@ -88,8 +93,9 @@ impl Pool {
         }
     }
 
-    /// A further node that has memory to spare for a model that is asked for more than its holders can take.
-    pub fn spare_for(&self, now: Time, model: ModelId, limits: &Limits) -> Option<NodeId> {
+    /// A further node that has memory to spare for a model that is asked for more than its holders can take, and would have
+    /// begun with a request before `wait` is over.
+    pub fn spare_for(&self, now: Time, model: ModelId, wait: Duration, limits: &Limits) -> Option<NodeId> {
         if self.nodes.values().any(|node| node.memory.is_coming(model)) {
             return None;
         }
@@ -99,7 +105,28 @@ impl Pool {
             unused && fits && node.memory.failed(now, model, limits.load_again).is_none()
         };
         let spare = self.nodes.iter().filter(|(_, node)| fits(node));
-        spare.max_by_key(|(id, n)| (n.trust == Trust::Own, n.bandwidth, Reverse(**id))).map(|(id, _)| *id)
+        let prospects = spare.filter_map(|(id, node)| {
+            let prospect = node.prospect(now, model, COMMON_PROMPT).filter(|p| p.ttft < wait)?;
+            Some((node.trust == Trust::Own, Reverse(prospect.total(COMMON_OUTPUT)), Reverse(*id)))
+        });
+        prospects.max().map(|(.., Reverse(id))| id)
+    }
+
+    /// When the first token of a request for a model that no node holds could be there, at the earliest.
+    pub fn soonest_loaded(&self, now: Time, model: ModelId, tokens: u64) -> Option<Duration> {
+        let able = self.nodes.values().filter(|node| !node.is_draining());
+        able.filter_map(|node| Some(node.prospect(now, model, tokens)?.ttft)).min()
+    }
+
+    /// How long the last of so many requests waits for a slot of a model's holders, as far as we know.
+    pub fn wait(&self, model: ModelId, waiting: usize, output: u32) -> Duration {
+        let holders = self.groups.get(&model).into_iter().flat_map(|group| group.holders());
+        let serving = holders.filter_map(|id| self.nodes.get(&id)?.models.get(&model));
+        let a_second = |s: &Serving| {
+            f64::from(s.held.slots) / (s.token_time().as_secs_f64() * f64::from(output.max(1))).max(1e-6)
+        };
+        let places_per_s: f64 = serving.filter(|s| s.alive && !s.leaving).map(a_second).sum();
+        Duration::from_secs_f64((waiting as f64 / places_per_s.max(1e-9)).min(1e6))
     }
 
     fn no_room(
@@ -155,10 +182,10 @@ impl Pool {
     }
 
     /// The order for a node to load a model that it offers and has room for.
-    pub fn load(&mut self, id: NodeId, model: ModelId) -> Option<ToNode> {
+    pub fn load(&mut self, now: Time, id: NodeId, model: ModelId) -> Option<ToNode> {
         let memory = &mut self.nodes.get_mut(&id)?.memory;
         let bytes = memory.offer(model)?.bytes;
-        let number = memory.load(model, bytes);
+        let number = memory.load(now, model, bytes);
         Some(ToNode::Load { number, model, bytes })
     }
 
@@ -223,9 +250,8 @@ impl Pool {
     fn loadable(&self) -> Vec<(u64, ModelId, Duration)> {
         let mut best: BTreeMap<ModelId, (u64, Duration)> = BTreeMap::new();
         for node in self.nodes.values().filter(|node| !node.is_draining()) {
-            let bandwidth = if node.bandwidth == 0 { BANDWIDTH_GUESS } else { node.bandwidth as f64 };
             for offer in node.memory.offers().filter(|offer| offer.bytes <= node.room()) {
-                let token_time = Duration::from_secs_f64((offer.weights as f64 / bandwidth).min(1e6));
+                let token_time = node.reads(offer.weights);
                 let entry = best.entry(offer.model).or_insert((offer.weights, token_time));
                 entry.1 = entry.1.min(token_time);
             }
@@ -234,7 +260,34 @@ impl Pool {
     }
 }
 
+/// What a node would take for a request for a model that it has to load first.
+struct Prospect {
+    /// DESIGN: `rtt + load_time + prompt / prefill rate`.
+    ttft: Duration,
+    token_time: Duration,
+}
+
+impl Prospect {
+    fn total(&self, output: u32) -> Duration {
+        self.ttft + self.token_time.saturating_mul(output)
+    }
+}
+
 impl Node {
+    /// By the reckoning that a token reads all weights, and a prompt's share them.
+    fn prospect(&self, now: Time, model: ModelId, tokens: u64) -> Option<Prospect> {
+        let (offer, load) = (self.memory.offer(model)?, self.memory.load_time(now, model)?);
+        let token_time = self.reads(offer.weights);
+        let prefill = token_time.mul_f64(tokens as f64 / PREFILL_SHARES);
+        Some(Prospect { ttft: self.round_trip + load + prefill, token_time })
+    }
+
+    /// How long it takes to read so many bytes of weights.
+    fn reads(&self, bytes: u64) -> Duration {
+        let bandwidth = if self.bandwidth == 0 { BANDWIDTH_GUESS } else { self.bandwidth as f64 };
+        Duration::from_secs_f64((bytes as f64 / bandwidth).min(1e6))
+    }
+
     /// Bytes that models which may be unloaded take, and those that are free.
     fn room(&self) -> u64 {
         let pinned = self.models.values().filter(|s| s.held.pinned).map(|s| s.held.bytes);

@@ -122,7 +122,7 @@ impl Scheduler {
     pub(super) fn refuse(&mut self, now: Time, node: NodeId) {
         let reason = "a node of ours finds the tokens of this guest too unlikely, again and again".to_owned();
         self.lost(now, node, &reason);
-        self.outputs.push_back(Output::Disconnect { node, reason });
+        self.outputs.push_back(Output::Disconnect { node, reason, refuted: true });
     }
 
     /// An event of a request, for whoever asked: perhaps that was us.

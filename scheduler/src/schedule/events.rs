@@ -51,14 +51,7 @@ impl Scheduler {
             run.first = Some(now);
             let observed = now.since(run.sent);
             self.pool.remember(run.node, request.ask.model, &request.keys);
-            self.pool.first_token(
-                now,
-                run.node,
-                request.ask.model,
-                run.queued,
-                run.predicted.stated_ttft,
-                observed,
-            );
+            self.pool.first_token(now, run.node, request.ask.model, run.queued, &run.predicted, observed);
             run.queued = 0;
             if request.numerics.is_none() {
                 request.numerics = self.pool.numerics(run.node, request.ask.model).map(str::to_owned);
@@ -92,7 +85,7 @@ impl Scheduler {
         }
         if let Some(first) = run.first.filter(|_| run.tokens >= 8 && !run.held_up) {
             let pace = run.last.since(first) / (run.tokens - 1);
-            self.pool.observe_pace(now, run.node, request.ask.model, run.predicted.stated_token_time, pace);
+            self.pool.observe_pace(now, run.node, request.ask.model, &run.predicted, pace);
         }
     }
 

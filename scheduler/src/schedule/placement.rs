@@ -93,6 +93,10 @@ impl Scheduler {
         let soonest = match place {
             Place::On(_, predicted) => predicted.ttft,
             Place::Wait(_) => self.pool.soonest(&request.ask, &request.keys, self.ahead(id, request))?,
+            // A node would have to load it first.
+            Place::Never(Refusal::NoModel) => {
+                self.pool.soonest_loaded(now, request.ask.model, request.ask.prompt.len() as u64)?
+            }
             Place::Never(_) => return None,
         };
         let left = by.since(now);

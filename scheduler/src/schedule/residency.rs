@@ -60,7 +60,7 @@ impl Scheduler {
             Bring::Here => Ok(true),
             Bring::Coming => Ok(false),
             Bring::Load(node) => {
-                let order = self.pool.load(node, model);
+                let order = self.pool.load(now, node, model);
                 self.order(node, order);
                 Ok(false)
             }
@@ -150,7 +150,8 @@ impl Scheduler {
         }
     }
 
-    /// Models whose holders can't keep up are loaded by a further node, where there is memory to spare.
+    /// Models whose holders can't keep up are loaded by a further node, where there is memory to spare, if that is sooner
+    /// than the last of those who wait would have their turn.
     fn relieve(&mut self, now: Time) {
         let crowded = |id: &RequestId| {
             let request = self.requests.get(id);
@@ -159,8 +160,10 @@ impl Scheduler {
         let first = self.waiting.iter().filter_map(|(model, turns)| Some((*model, turns.first()?.1)));
         let models: Vec<ModelId> = first.filter(|(_, id)| crowded(id)).map(|(model, _)| model).collect();
         for model in models {
-            if let Some(node) = self.pool.spare_for(now, model, &self.limits) {
-                let order = self.pool.load(node, model);
+            let waiting = self.waiting.get(&model).map_or(0, |turns| turns.len());
+            let wait = self.pool.wait(model, waiting, self.expected_output as u32);
+            if let Some(node) = self.pool.spare_for(now, model, wait, &self.limits) {
+                let order = self.pool.load(now, node, model);
                 self.order(node, order);
             }
         }

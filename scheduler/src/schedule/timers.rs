@@ -67,7 +67,7 @@ impl Scheduler {
         }
         let reason = format!("not heard of for {} s", now.since(node.heard).as_secs());
         self.lost(now, id, &reason);
-        self.outputs.push_back(Output::Disconnect { node: id, reason });
+        self.outputs.push_back(Output::Disconnect { node: id, reason, refuted: false });
     }
 
     fn request_due(&mut self, now: Time, id: RequestId) {

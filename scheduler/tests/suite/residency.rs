@@ -180,3 +180,86 @@ fn classes_are_what_the_pool_holds() {
         check(&mut s, class, Some(expected));
     }
 }
+
+/// A load took as long as that; from then on it is predicted by it.
+fn loads(scheduler: &mut Scheduler, node: u64, number: u64, from: Time, to: Time, offers: &[(ModelId, u64)]) {
+    let profile = |orders, free, held: &[(ModelId, u64, bool)]| member(orders, free, held, offers);
+    let say = |profile| Input::Node { node: NodeId(node), from: FromNode::Profile(profile) };
+    let told = want(scheduler, from, 1000 + number, Wanted::Model(SMALL));
+    assert!(told.contains(&load(node, number, SMALL, GB)), "{told:?}");
+    scheduler.handle(to, say(profile(number, 7 * GB, &[(SMALL, GB, false)])));
+    outputs(scheduler);
+}
+
+#[test]
+fn a_model_is_loaded_where_that_is_sooner() {
+    let offers = [(SMALL, GB), (LARGE, 2 * GB)];
+    let mut s = scheduler();
+    // Of two alike, one turns out to need a minute for a gigabyte.
+    connect(&mut s, 0, member(0, 8 * GB, &[], &offers));
+    loads(&mut s, 0, 1, at(1), at(61), &offers);
+    s.handle(at(61), Input::Connected { node: NodeId(1), profile: member(0, 8 * GB, &[], &offers) });
+    assert_eq!(want(&mut s, at(61), 1, Wanted::Model(LARGE)), [load(1, 1, LARGE, 2 * GB)]);
+
+    // One that is far away has it later than one next door.
+    let mut s = scheduler();
+    connect(&mut s, 0, member(0, 8 * GB, &[], &offers));
+    connect(&mut s, 1, member(0, 8 * GB, &[], &offers));
+    s.handle(at(1), Input::RoundTrip { node: NodeId(0), time: Duration::from_secs(1) });
+    assert_eq!(want(&mut s, at(1), 1, Wanted::Model(LARGE)), [load(1, 1, LARGE, 2 * GB)]);
+}
+
+#[test]
+fn what_takes_too_long_to_load_is_refused_at_once() {
+    let offers = [(SMALL, GB)];
+    let ask = |id, ttft| {
+        let ttft = Some(Duration::from_secs(ttft));
+        Input::Submit(Box::new(weir_scheduler::Generate { model: SMALL, ttft, ..ask(id, vec![1], 5) }))
+    };
+    let mut s = scheduler();
+    connect(&mut s, 0, member(0, 8 * GB, &[], &offers));
+    s.handle(at(1), ask(1, 5));
+    assert_eq!(outputs(&mut s), [load(0, 1, SMALL, GB)], "two seconds are enough, as far as we know");
+    let mut s = scheduler();
+    connect(&mut s, 0, member(0, 8 * GB, &[], &offers));
+    loads(&mut s, 0, 1, at(1), at(61), &offers);
+    let from = FromNode::Profile(member(1, 8 * GB, &[], &offers));
+    s.handle(at(62), Input::Node { node: NodeId(0), from });
+    s.handle(at(62), ask(1, 5));
+    let told = outputs(&mut s);
+    let [Output::Emit { event: Event::Failed(failure), .. }] = told.as_slice() else { panic!("{told:?}") };
+    assert_eq!(failure.kind, FailureKind::Deadline);
+    assert!(failure.message.contains("the soonest would take about 6"), "{}", failure.message);
+    s.handle(at(62), ask(2, 100));
+    assert_eq!(outputs(&mut s), [load(0, 2, SMALL, GB)]);
+}
+
+/// Requests wait for a model's only holder; another node could load it.
+#[test]
+fn a_further_node_loads_what_is_crowded_if_that_is_sooner_than_waiting() {
+    let check = |waiting: u64, weights: u64, expected: bool| {
+        let offers = [(SMALL, weights)];
+        let mut s = Scheduler::new(
+            Limits { lost_after: Duration::from_secs(1 << 20), ..Limits::default() },
+            Box::new(Fastest),
+            1,
+        );
+        connect(&mut s, 0, member(0, 0, &[(SMALL, GB, true)], &[]));
+        connect(&mut s, 1, member(0, 100 * GB, &[], &offers));
+        for id in 0..4 + waiting {
+            let ask = weir_scheduler::Generate { model: SMALL, ..ask(id, vec![1], 500) };
+            s.handle(at(1), Input::Submit(Box::new(ask)));
+        }
+        outputs(&mut s);
+        for node in [0, 1] {
+            let from = FromNode::Status(weir_scheduler::Status::default());
+            s.handle(at(7), Input::Node { node: NodeId(node), from });
+        }
+        s.handle(at(7), Input::Tick);
+        let loads = outputs(&mut s).contains(&load(1, 1, SMALL, weights));
+        assert_eq!(loads, expected, "{waiting} wait for what has {weights} bytes");
+    };
+    // A slot becomes free every 1.3 s; half a gigabyte is loaded in a second.
+    check(20, 2 * GB, true);
+    check(2, 50 * GB, false);
+}

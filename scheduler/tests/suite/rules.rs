@@ -2,9 +2,9 @@
 use crate::samples::{MODEL, ask, profile};
 use std::time::Duration;
 use weir_scheduler::{
-    Candidate, Event, Failure, FailureKind, Fastest, Finish, FromNode, Generate, Input, KeyId, Limits,
-    Logprob, ModelStatus, NodeId, Output, Price, Priority, Profile, RequestId, Scheduler, Status, Time,
-    ToNode, Token, Trust, Usage,
+    BlockKey, CacheStatus, Candidate, Event, Failure, FailureKind, Fastest, Finish, FromNode, Generate,
+    Input, KeyId, KvType, Limits, Logprob, ModelStatus, NodeId, Output, Price, Priority, Profile, Rates,
+    RequestId, Scheduler, Status, Time, ToNode, Token, Trust, Usage,
 };
 
 fn scheduler(nodes: u64) -> Scheduler {
@@ -42,7 +42,12 @@ fn say(scheduler: &mut Scheduler, now: Time, node: u64, id: u64, attempt: u32, e
 
 /// A node's heartbeat.
 fn beat(scheduler: &mut Scheduler, now: Time, node: u64, alive: bool) {
-    let model = ModelStatus {
+    let from = FromNode::Status(Status { models: vec![status(alive)], ..Status::default() });
+    scheduler.handle(now, Input::Node { node: NodeId(node), from });
+}
+
+fn status(alive: bool) -> ModelStatus {
+    ModelStatus {
         model: MODEL,
         alive,
         running: u32::from(alive),
@@ -51,9 +56,7 @@ fn beat(scheduler: &mut Scheduler, now: Time, node: u64, alive: bool) {
         kv_blocks_free: 0,
         steps: 0,
         rates: None,
-    };
-    let from = FromNode::Status(Status { draining: false, models: vec![model] });
-    scheduler.handle(now, Input::Node { node: NodeId(node), from });
+    }
 }
 
 /// The nodes that were sent `Generate`, with attempts and tokens so far.
@@ -438,4 +441,78 @@ fn guests_are_refuted_by_tokens_far_off_again_and_again() {
     assert!(guest_stays(&[0.0, 0.1, 0.0, 0.0, 8.0], 100), "once in a while");
     assert!(!guest_stays(&[8.0], 3), "always");
     assert!(!guest_stays(&[8.0, 0.0], 20), "every other one");
+}
+
+#[test]
+fn the_nearer_node_gets_it() {
+    for far in [0, 1] {
+        let mut s = scheduler(2);
+        s.handle(at(1), Input::RoundTrip { node: NodeId(far), time: Duration::from_millis(80) });
+        submit(&mut s, 1, Priority::Normal);
+        assert_eq!(sent(&outputs(&mut s)), [(1 - far, 1, 0, 0)]);
+    }
+}
+
+/// What a heartbeat says of a cache draws a prompt there, and away again.
+#[test]
+fn heartbeats_tell_of_caches() {
+    let prompt: Vec<u32> = (0..640).collect();
+    let keys: Vec<BlockKey> = weir_scheduler::chain(MODEL, KvType::F16, 0, &prompt).collect();
+    let beat = |s: &mut Scheduler, new: &[BlockKey], gone: &[BlockKey]| {
+        let cache = CacheStatus { model: MODEL, new: new.to_vec(), gone: gone.to_vec() };
+        let status = Status { caches: vec![cache], ..Status::default() };
+        s.handle(at(1), Input::Node { node: NodeId(1), from: FromNode::Status(status) });
+    };
+    let asks = |s: &mut Scheduler, id| {
+        s.handle(at(2), Input::Submit(Box::new(ask(id, prompt.clone(), 10))));
+        let node = sent(&outputs(s))[0].0;
+        s.handle(at(2), Input::Cancel(RequestId(id)));
+        outputs(s);
+        node
+    };
+    let mut s = scheduler(2);
+    assert_eq!(asks(&mut s, 1), 0);
+    beat(&mut s, &keys, &[]);
+    assert_eq!(asks(&mut s, 2), 1);
+    beat(&mut s, &[], &keys);
+    assert_eq!(asks(&mut s, 3), 0);
+    // However long it is.
+    let many: Vec<BlockKey> =
+        (0..5000u32).map(|n| BlockKey([n.to_le_bytes(); 4].concat().try_into().unwrap())).collect();
+    beat(&mut s, &many, &many);
+    assert_eq!(asks(&mut s, 4), 0);
+}
+
+/// A node guesses its pace until it has worked; then it corrects itself, and what we had made of its guess is not
+/// counted on top.
+#[test]
+fn a_nodes_own_correction_is_not_counted_twice() {
+    let mut s = scheduler(1);
+    let true_pace = Duration::from_millis(100);
+    let mut now = 1000;
+    let mut work = |s: &mut Scheduler, id| {
+        s.handle(at(now), Input::Submit(Box::new(ask(id, vec![1], 10))));
+        for position in 0..10 {
+            now += 100;
+            token(s, at(now), 0, id, 0, position);
+        }
+        let end = Event::Finished { reason: Finish::Stop, text: String::new(), usage: Usage::default() };
+        say(s, at(now), 0, id, 0, end);
+        outputs(s);
+        s.survey(at(now))[0].models[0].token_time
+    };
+    for id in 0..30 {
+        work(&mut s, id);
+    }
+    let found = work(&mut s, 30);
+    assert!(found.abs_diff(true_pace) < Duration::from_millis(2), "{found:?}");
+    let rates =
+        Rates { prefill_tokens_per_s: 100.0, token_time_alone: true_pace, token_time_full: true_pace * 2 };
+    let model = ModelStatus { rates: Some(rates), ..status(true) };
+    let from = FromNode::Status(Status { models: vec![model], ..Status::default() });
+    s.handle(at(32_000), Input::Node { node: NodeId(0), from });
+    for id in 100..105 {
+        let found = work(&mut s, id);
+        assert!(found.abs_diff(true_pace) < Duration::from_millis(5), "{found:?}");
+    }
 }

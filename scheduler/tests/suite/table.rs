@@ -288,7 +288,7 @@ impl Field {
                         steps,
                         rates: None,
                     };
-                    let from = FromNode::Status(Status { draining: false, models: vec![news] });
+                    let from = FromNode::Status(Status { models: vec![news], ..Status::default() });
                     self.tell(Input::Node { node: NodeId(at as u64), from });
                 }
                 self.plan(self.now + Duration::from_millis(500), Happening::Beats);

@@ -19,12 +19,16 @@ use weir_scheduler::{
 };
 
 const FAULTS_END: Time = Time(30_000_000_000);
-/// Requests of a world, and happenings that are remembered for whoever looks for a fault.
-const REQUESTS: usize = 40;
+/// Happenings that are remembered for whoever looks for a fault.
 const TRACE: usize = 100;
 /// What one of the keys may spend.
 const BUDGET: u64 = 4000;
 const GIVE_UP: Time = Time(600_000_000_000);
+
+/// Nodes that a world begins with, and its requests: one world in two hundred is large.
+fn size(seed: u64) -> (usize, usize) {
+    if seed % 200 == 150 { (250, 800) } else { (3, 40) }
+}
 
 /// Models come and go often.
 fn limits() -> Limits {
@@ -144,10 +148,11 @@ impl World {
             world.plan(after, Happening::Restarts);
         }
         world.open_accounts();
-        for _ in 0..3 {
+        let (nodes, all) = size(seed);
+        for _ in 0..nodes {
             world.plan(Duration::ZERO, Happening::Joins);
         }
-        for id in 0..REQUESTS as u64 {
+        for id in 0..all as u64 {
             let at = world.rng.ms(0, 25_000);
             if id < requests as u64 {
                 world.plan(at, Happening::Asks(id));
@@ -269,6 +274,7 @@ impl World {
         let (pace, profile) = (node.pace, node.profile(id));
         self.nodes.insert(id, node);
         self.happen(Happening::Arrives(Input::Connected { node: id, profile }));
+        self.happen(Happening::Arrives(Input::RoundTrip { node: id, time: pace }));
         self.plan(pace, Happening::Works(id));
         self.plan(Duration::from_millis(500), Happening::Beats(id));
         if self.faulty() && self.rng.one_in(2) {
@@ -398,7 +404,7 @@ impl World {
                 rates: None,
             };
             let models = MODELS.iter().filter(|m| node.holds(m.0)).map(status).collect();
-            self.say(id, FromNode::Status(Status { draining: false, models }));
+            self.say(id, FromNode::Status(Status { models, ..Status::default() }));
         }
         self.plan(Duration::from_millis(500), Happening::Beats(id));
     }
@@ -497,7 +503,7 @@ impl World {
                     *self.books.entry(key).or_default() += times * amount;
                 }
                 Output::Found { want, .. } => assert!(self.wants.remove(&want), "{want} was answered before"),
-                Output::Disconnect { node, reason } => {
+                Output::Disconnect { node, reason, .. } => {
                     assert!(!reason.contains("unlikely"), "an honest guest is refuted");
                     self.nodes.remove(&node);
                     self.plan(Duration::from_secs(1), Happening::Joins);

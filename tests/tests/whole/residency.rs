@@ -6,7 +6,7 @@ use std::path::Path;
 use weir_backends::gguf::Strings;
 use weir_backends::models::random::Random;
 use weir_backends::store::{Store, StoreConfig};
-use weir_tests::{Node, Reply};
+use weir_tests::{Node, Reply, Serve, weir};
 
 /// Room for one of the models, with its cache, and not for two.
 const MEMORY: &str = "67600000";
@@ -41,14 +41,14 @@ fn catalog(folder: &Path) -> String {
     path.display().to_string()
 }
 
-fn complete(house: &House, model: &str) -> Reply {
+fn complete(serve: &Serve, model: &str) -> Reply {
     let body =
         json!({ "model": model, "prompt": [7, 8, 9], "max_tokens": 8, "temperature": 0, "ignore_eos": true });
-    house.serve().post("/v1/completions", &body.to_string()).unwrap()
+    serve.post("/v1/completions", &body.to_string()).unwrap()
 }
 
-fn answered_by(house: &House, model: &str) -> Value {
-    let reply = complete(house, model);
+fn answered_by(serve: &Serve, model: &str) -> Value {
+    let reply = complete(serve, model);
     assert_eq!(reply.status, 200, "{}", reply.body);
     assert_eq!(reply.json()["usage"]["completion_tokens"], 8);
     reply.json()["model"].clone()
@@ -71,19 +71,52 @@ fn models_are_loaded_as_they_are_asked_for() {
     assert!(listed["data"].as_array().unwrap().iter().any(|m| m["id"] == "beta"), "{listed}");
 
     // Nothing is loaded yet; then one is, and the other when the first has been idle for a while.
-    assert_eq!(answered_by(&house, "alpha"), "alpha");
-    assert_eq!(answered_by(&house, "auto"), "alpha", "of those that are there");
-    assert_eq!(answered_by(&house, "beta"), "beta");
+    assert_eq!(answered_by(house.serve(), "alpha"), "alpha");
+    assert_eq!(answered_by(house.serve(), "auto"), "alpha", "of those that are there");
+    assert_eq!(answered_by(house.serve(), "beta"), "beta");
     let held = house.nodes()[0]["models"].clone();
     assert_eq!(held.as_array().unwrap().len(), 1, "{held}");
     assert_eq!(held[0]["name"], "beta");
 
-    let refused = complete(&house, "huge");
+    let refused = complete(house.serve(), "huge");
     assert_eq!(refused.status, 404, "{}", refused.body);
     let said = refused.json()["error"]["message"].as_str().unwrap().to_owned();
     assert!(
         said.contains("huge needs 6.") && said.contains("the closest is attic with 67.6 MB free of"),
         "{said}"
     );
-    assert_eq!(complete(&house, "nonsense").status, 404);
+    assert_eq!(complete(house.serve(), "nonsense").status, 404);
+}
+
+/// The node of `weir serve` itself does as those that join: it loads what is on its machine, and makes room.
+#[test]
+fn a_server_loads_what_it_has_as_it_is_asked_for() {
+    let folder = tempfile::tempdir().unwrap();
+    let (catalog, cache) = (catalog(folder.path()), folder.path().join("cache").display().to_string());
+    let environment = [
+        ("WEIR_CATALOG", catalog.as_str()),
+        ("WEIR_MEMORY", MEMORY),
+        ("WEIR_CACHE", &cache),
+        ("WEIR_CONTEXT", "64"),
+    ];
+    let pulled = weir(folder.path()).args(["pull", "alpha", "beta"]).envs(environment).output().unwrap();
+    assert!(pulled.status.success(), "{}", String::from_utf8_lossy(&pulled.stderr));
+    let serve = Serve::start(&["--model", "null"], &environment);
+    let listed = serve.get("/v1/models").unwrap().json();
+    let mut names: Vec<&str> =
+        listed["data"].as_array().unwrap().iter().filter_map(|m| m["id"].as_str()).collect();
+    names.sort_unstable();
+    assert_eq!(names, ["alpha", "beta", "null"], "what would have to be fetched is not on offer");
+    for model in ["alpha", "beta", "alpha"] {
+        assert_eq!(answered_by(&serve, model), model);
+    }
+    assert_eq!(answered_by(&serve, "null"), "null", "what was named stays");
+    assert_eq!(complete(&serve, "huge").status, 404);
+    let node = serve.get("/weir/v1/nodes").unwrap().json()["nodes"][0].clone();
+    assert!(node["bandwidth"].as_u64().unwrap() > 0 && !node["devices"][0].is_null(), "{node}");
+    // A class counts before the name that a program can't do without.
+    let body =
+        json!({ "model": "whatever", "prompt": [7], "max_tokens": 2, "weir": { "model_size": "large" } });
+    let reply = serve.post("/v1/completions", &body.to_string()).unwrap();
+    assert_eq!((reply.status, &reply.json()["model"]), (200, &"alpha".into()), "{}", reply.body);
 }

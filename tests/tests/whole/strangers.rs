@@ -183,3 +183,75 @@ fn a_page_of_another_origin_gets_nothing() {
     assert!(logged.contains("https://evil.example"), "{logged}");
     assert_eq!(serve.post("/v1/completions", body).unwrap().status, 200);
 }
+
+/// A browser's handshake, and then not a word: no session is ever asked for.
+#[test]
+fn who_comes_as_a_browser_and_asks_for_no_session_is_let_go() {
+    let house = House::open();
+    let link = house.link(&["--uses", "2"]);
+    let _good = Node::join("good", &link, "null");
+    house.wait_for(&[("good", "connected")]);
+    let _late = within(async {
+        let endpoint = quinn::Endpoint::client("127.0.0.1:0".parse().unwrap()).unwrap();
+        let mut silent = Vec::new();
+        for _ in 0..50 {
+            let connecting = endpoint.connect_with(client(b"h3"), house.listen, "localhost").unwrap();
+            silent.push(connecting.await.unwrap());
+        }
+        // Meanwhile everything goes on, for new ones too.
+        let (began, house) = (Instant::now(), &house);
+        let late = tokio::task::block_in_place(move || {
+            let late = Node::join("late", &link, "null");
+            house.wait_for(&[("good", "connected"), ("late", "connected")]);
+            assert_eq!(house.complete(&ask("x", 5))["usage"]["completion_tokens"], 5);
+            late
+        });
+        for connection in silent {
+            let closed = tokio::time::timeout(Duration::from_secs(15), connection.closed()).await;
+            closed.expect("it is let go");
+        }
+        println!("50 silent ones were let go after {:?}", began.elapsed());
+        late
+    });
+    let logged = house.serve().stderr();
+    assert!(logged.matches("turned away").count() <= 1, "{logged}");
+    house.wait_for(&[("good", "connected"), ("late", "connected")]);
+}
+
+/// A guest whose tokens no model has computed: our own node says so, and the guest is cut off for good. One that is honest
+/// stays.
+#[test]
+fn a_guest_that_makes_tokens_up_is_found_out_and_stays_out() {
+    const TRUE: &str = "null:vocab=1000";
+    let mut house = House::open();
+    let _own = Node::join("own", &house.link(&[]), TRUE);
+    house.wait_for(&[("own", "connected")]);
+    let guests = house.link(&["--guest", "--uses", "2"]);
+    let _honest = Node::join("honest", &guests, TRUE);
+    // The same model by its name and its hash, and another by what it says.
+    let mut liar = Node::join("liar", &guests, "null:vocab=900");
+    house.wait_for(&[("own", "connected"), ("honest", "connected"), ("liar", "connected")]);
+    let (end, mut asked) = (Instant::now() + Duration::from_secs(60), 0);
+    while house.nodes().iter().any(|node| node["name"] == "liar" && node["state"] == "connected") {
+        assert!(Instant::now() < end, "nobody noticed in {asked} answers");
+        std::thread::scope(|scope| {
+            for n in 0..12 {
+                let (house, prompt) = (&house, format!("question {}", asked + n));
+                scope.spawn(move || house.complete(&ask(&prompt, 12)));
+            }
+        });
+        asked += 12;
+    }
+    println!("it took {asked} answers");
+    assert_eq!(liar.ended(Duration::from_secs(20)).code(), Some(1));
+    assert!(liar.stderr().contains("too unlikely"), "{}", liar.stderr());
+    let calm = [("own", "connected"), ("honest", "connected"), ("liar", "refuted")];
+    house.wait_for(&calm);
+    // Whoever starts the scheduler again finds it noted.
+    house.restart();
+    house.wait_for(&calm);
+    let mut liar = liar.again("liar", "null:vocab=900");
+    assert_eq!(liar.ended(Duration::from_secs(20)).code(), Some(1));
+    assert!(liar.stderr().contains("too unlikely"), "{}", liar.stderr());
+    house.wait_for(&calm);
+}

@@ -152,6 +152,19 @@ pub(super) struct Status {
     pub extensions: Vec<Extension>,
 }
 
+/// The number of an extension of [`Status`]: what has changed in a model's cache. Its value is the model's id, the number of
+/// new blocks (u32, little endian), then 16 bytes each of the new blocks and of those that are gone.
+pub(super) const CACHE: u16 = 1;
+
+fn cache(cache: vocabulary::CacheStatus) -> Extension {
+    let vocabulary::CacheStatus { model, new, gone } = cache;
+    let mut value = Vec::with_capacity(36 + 16 * (new.len() + gone.len()));
+    value.extend_from_slice(&model.0);
+    value.extend_from_slice(&u32::try_from(new.len()).unwrap_or(u32::MAX).to_le_bytes());
+    new.iter().chain(&gone).for_each(|key| value.extend_from_slice(&key.0));
+    Extension { number: CACHE, must: false, value }
+}
+
 fn nanos(d: std::time::Duration) -> u64 {
     u64::try_from(d.as_nanos()).unwrap_or(u64::MAX)
 }
@@ -301,7 +314,7 @@ impl From<vocabulary::Status> for Status {
         Status {
             draining: s.draining,
             models: s.models.into_iter().map(model).collect(),
-            extensions: Vec::new(),
+            extensions: s.caches.into_iter().map(cache).collect(),
         }
     }
 }

@@ -1,13 +1,13 @@
 //! From validated archives to the vocabulary. What makes no sense is refused here, once.
 use super::body::{
     ArchivedCandidate, ArchivedExtension, ArchivedFailed, ArchivedFinished, ArchivedGenerate, ArchivedRates,
-    ArchivedSampling, ArchivedStatus, ArchivedToken, failure_number, finish_number, priority_number,
+    ArchivedSampling, ArchivedStatus, ArchivedToken, CACHE, failure_number, finish_number, priority_number,
 };
 use super::{FrameError, Kind};
 use std::time::Duration;
 use weir_scheduler::{
-    Candidate, Event, Failure, FailureKind, Finish, Generate, KeyId, Logprob, ModelId, ModelStatus, Priority,
-    Rates, RequestId, Sampling, Status, Token, TraceContext, Usage,
+    BlockKey, CacheStatus, Candidate, Event, Failure, FailureKind, Finish, Generate, KeyId, Logprob, ModelId,
+    ModelStatus, PREFIXES_MAX, Priority, Rates, RequestId, Sampling, Status, Token, TraceContext, Usage,
 };
 
 type Result<T> = std::result::Result<T, FrameError>;
@@ -134,6 +134,18 @@ fn rates(kind: Kind, r: &ArchivedRates) -> Result<Rates> {
     })
 }
 
+const CACHE_WRONG: &str = "what it says of a cache is cut off or too long";
+
+fn cache(value: &[u8]) -> Option<CacheStatus> {
+    let (model, rest) = value.split_first_chunk::<32>()?;
+    let (new, rest) = rest.split_first_chunk::<4>()?;
+    let (keys, left) = rest.as_chunks::<16>();
+    let new = usize::try_from(u32::from_le_bytes(*new)).ok()?;
+    let holds = left.is_empty() && new <= keys.len() && keys.len() <= PREFIXES_MAX;
+    let named = |keys: &[[u8; 16]]| keys.iter().map(|key| BlockKey(*key)).collect();
+    holds.then(|| CacheStatus { model: ModelId(*model), new: named(&keys[..new]), gone: named(&keys[new..]) })
+}
+
 pub(super) fn status(s: &ArchivedStatus) -> Result<Status> {
     extensions(Kind::Status, &s.extensions)?;
     let models = s.models.iter().map(|m| {
@@ -148,5 +160,13 @@ pub(super) fn status(s: &ArchivedStatus) -> Result<Status> {
             rates: m.rates.as_ref().map(|r| rates(Kind::Status, r)).transpose()?,
         })
     });
-    Ok(Status { draining: s.draining, models: models.collect::<Result<_>>()? })
+    let told = s.extensions.iter().filter(|extension| extension.number.to_native() == CACHE);
+    let caches = told.map(|extension| cache(extension.value.as_slice()));
+    let caches =
+        caches.map(|cache| cache.ok_or(FrameError::Senseless { kind: Kind::Status, why: CACHE_WRONG }));
+    Ok(Status {
+        draining: s.draining,
+        models: models.collect::<Result<_>>()?,
+        caches: caches.collect::<Result<_>>()?,
+    })
 }

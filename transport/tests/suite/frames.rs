@@ -1,7 +1,8 @@
 //! Frames.
 use crate::samples::{self, Rng};
 use weir_scheduler::{
-    BlockKey, Event, Finish, LABEL_BYTES_MAX, LABELS_MAX, ModelId, PREFIXES_MAX, RequestId, TextId, ToNode,
+    BlockKey, CacheStatus, Event, Finish, LABEL_BYTES_MAX, LABELS_MAX, ModelId, PREFIXES_MAX, RequestId,
+    Status, TextId, ToNode,
 };
 use weir_transport::{
     BODY_MAX, Frame, FrameError, HEADER_BYTES, Hello, Kind, Message, Order, PIECE_MAX, RefusalCode, VERSION,
@@ -239,4 +240,26 @@ fn kinds_have_bounds_of_their_own() {
         let refused = matches!(Frame::parse(bytes.into()), Err(FrameError::TooLong(_)));
         assert_eq!(refused, small, "{name}");
     }
+}
+
+/// What a heartbeat says of caches is an extension of version 1: whoever doesn't know it reads the rest.
+#[test]
+fn a_heartbeat_tells_of_caches() {
+    let key = |n: u8| BlockKey([n; 16]);
+    let cache = |new: Vec<BlockKey>, gone: Vec<BlockKey>| CacheStatus { model: ModelId([1; 32]), new, gone };
+    let check = |caches: Vec<CacheStatus>, reads: bool| {
+        let status = Status { caches, ..samples::status() };
+        let frame = Frame::parse(Frame::status(status.clone()).bytes().clone()).unwrap();
+        match frame.read() {
+            Ok(Message::Status(read)) => assert!(reads && read == status, "{read:?}"),
+            other => assert!(!reads, "{other:?}"),
+        }
+    };
+    check(vec![cache(vec![key(1), key(2)], vec![key(3)]), cache(vec![], vec![])], true);
+    check(vec![cache(vec![key(1); PREFIXES_MAX], vec![])], true);
+    check(vec![cache(vec![key(1); PREFIXES_MAX], vec![key(2)])], false);
+    let bytes = Frame::status(Status { caches: vec![cache(vec![key(7)], vec![])], ..samples::status() });
+    let hex = hex(bytes.bytes());
+    let value = format!("{}01000000{}", "01".repeat(32), "07".repeat(16));
+    assert!(hex.contains(&value), "model, number of new blocks, blocks: {hex}");
 }

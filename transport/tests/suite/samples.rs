@@ -125,7 +125,7 @@ pub(crate) fn status() -> Status {
         steps: 1 << 40,
         rates: Some(rates()),
     };
-    Status { draining: true, models: vec![model] }
+    Status { draining: true, models: vec![model], caches: Vec::new() }
 }
 
 pub(crate) fn hello() -> Hello {

@@ -2,7 +2,7 @@
 use super::ending::{Asked, asked_to_stop};
 use super::serving;
 use super::speaker::{device_options, find};
-use super::{Interrupted, bench, output::note, store};
+use super::{Interrupted, machine, output::note, store};
 use crate::config::Config;
 use crate::driver::{load_all, stock, worker};
 use crate::lan::{self, Found};
@@ -13,7 +13,7 @@ use std::hash::{BuildHasher, RandomState};
 use std::io::{BufRead, IsTerminal, Write, stderr, stdin};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
-use weir_node::{Credentials, Machine, Stock, Worker, WorkerError};
+use weir_node::{Credentials, Stock, Worker, WorkerError};
 use weir_transport::{DialError, Dialer, Fingerprint, Identity, JoinLink, JoinToken, RefusalCode, code};
 
 /// Waits between attempts to reach the scheduler, each of random length up to twice the one before.
@@ -104,21 +104,13 @@ impl Join {
         };
         let models = named.iter().map(|n| find(config, Some(n))).collect::<anyhow::Result<Vec<_>>>()?;
         let device = device_options(config);
-        let (description, memory) = device.survey()?;
-        let machine = Machine {
-            labels: config.labels(),
-            devices: vec![description],
-            memory,
-            bandwidth: bench::memory_bandwidth(config.threads),
-            price: config.price(),
-            ..Machine::default()
-        };
+        let machine = machine(config, device)?;
         let stock = match named.is_empty() || !self.offer.is_empty() {
             true => stock(store(config)?, &self.offer, device)?,
             false => Stock::none(),
         };
         let name = self.name.unwrap_or_else(|| gethostname::gethostname().to_string_lossy().into_owned());
-        super::runtime()?.block_on(async {
+        super::single_runtime()?.block_on(async {
             let worker = worker(&name, machine, load_all(models, device).await?, stock);
             let dialer = Dialer::new()?;
             let asked = tokio::select! {

@@ -3,10 +3,10 @@ use super::ending::{Asked, asked_to_stop};
 use super::secure::{Secure, host_name, own_addresses, own_names};
 use super::serving::{self, Announced, Serving};
 use super::speaker::{device_options, find};
-use super::{Interrupted, output::note, store};
+use super::{Interrupted, machine, output::note, store};
 use crate::cluster::{Cluster, Invitation};
 use crate::config::Config;
-use crate::driver::{Driver, DriverConfig, Port};
+use crate::driver::{Driver, DriverConfig, Port, stock_here};
 use crate::gateway::{AdminConfig, Gateway, GatewayConfig};
 use crate::lan::{self, Announcement};
 use std::io::{IsTerminal, Write, stderr, stdout};
@@ -71,13 +71,14 @@ impl Serve {
         let mut gateway = self.gateway(config)?;
         super::runtime()?.block_on(async {
             let device = device_options(config);
-            let driver = Driver::start(DriverConfig {
-                models,
-                device,
-                labels: config.labels(),
-                no_node: self.no_node,
-            })
-            .await?;
+            let driver = DriverConfig { models, device, labels: config.labels(), no_node: self.no_node };
+            let driver = match self.no_node {
+                true => Driver::start(driver).await?,
+                false => {
+                    let stock = stock_here(store(config)?, device)?;
+                    Driver::start_with(driver, machine(config, device)?, stock).await?
+                }
+            };
             let house = self.listen.map(|at| self.open_house(config, &driver, at)).transpose()?;
             gateway.admin = house.as_ref().map(|house| house.admin.clone());
             let gateway = Gateway::bind(driver.clone(), gateway).await?;

@@ -70,6 +70,8 @@ struct Attendant {
     link: Arc<Link>,
     node: NodeId,
     shelf: Arc<Shelf>,
+    /// Which it has to be a member of.
+    cluster: Option<Arc<Cluster>>,
     commands: mpsc::WeakSender<Command>,
 }
 
@@ -81,7 +83,11 @@ pub(super) fn spawn(
     shelf: Arc<Shelf>,
     commands: mpsc::Sender<Command>,
 ) {
-    let attendant = Attendant { link: Arc::new(link), node, shelf, commands: commands.downgrade() };
+    let cluster = match &gate {
+        Gate::Open => None,
+        Gate::Cluster { cluster, .. } => Some(cluster.clone()),
+    };
+    let attendant = Attendant { link: Arc::new(link), node, shelf, cluster, commands: commands.downgrade() };
     tokio::spawn(async move {
         let greeted = timeout(GREETING, attendant.greet(&gate)).await;
         let late = |_| gate.refuse(RefusalCode::Other, "it did not introduce itself".into());
@@ -157,6 +163,7 @@ impl Attendant {
     async fn listen(&self, member: Option<Member>, mut control: Stream) -> Result<(), String> {
         let (orders, mut given) = mpsc::channel(ORDERS_MAX);
         let mut joining = Some((member.clone(), orders));
+        let mut round_trip = Duration::ZERO;
         loop {
             let frame = tokio::select! {
                 frame = control.receive.next() => match frame.map_err(text)? {
@@ -174,7 +181,8 @@ impl Attendant {
                     let profile = self.take_in(profile, member.as_ref()).await;
                     match joining.take() {
                         Some((member, orders)) => {
-                            Command::Connected { node, member, profile, link: self.link.clone(), orders }
+                            let (link, cluster) = (self.link.clone(), self.cluster.clone());
+                            Command::Connected { node, member, cluster, profile, link, orders }
                         }
                         None => Command::FromNode { node, from: FromNode::Profile(profile) },
                     }
@@ -188,6 +196,13 @@ impl Attendant {
                 return Err("the scheduler has stopped".into());
             };
             commands.send(command).await.map_err(|_| "the scheduler has stopped")?;
+            self.link.tidy();
+            let time = self.link.round_trip();
+            if time.abs_diff(round_trip) > round_trip / 4 {
+                round_trip = time;
+                let command = Command::RoundTrip { node, time };
+                commands.send(command).await.map_err(|_| "the scheduler has stopped")?;
+            }
         }
     }
 

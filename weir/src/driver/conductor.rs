@@ -3,7 +3,7 @@ use super::Nodes;
 use super::news::{News, Newsroom, NodeInfo};
 use super::pump::{Delivery, Pump};
 use super::shelf::Shelf;
-use crate::cluster::Member;
+use crate::cluster::{Cluster, Member};
 use std::collections::HashMap;
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
@@ -34,10 +34,14 @@ pub(super) enum Command {
     Connected {
         node: NodeId,
         member: Option<Member>,
+        /// Which it is a member of.
+        cluster: Option<Arc<Cluster>>,
         profile: Profile,
         link: Arc<Link>,
         orders: mpsc::Sender<Order>,
     },
+    /// How long a word takes to a node and back.
+    RoundTrip { node: NodeId, time: Duration },
     /// A node said something.
     FromNode { node: NodeId, from: FromNode },
     /// A node sent tokens.
@@ -66,6 +70,8 @@ pub(super) struct Client {
     /// Kept free for the end.
     last: OwnedPermit<Event>,
     pub nodes: Nodes,
+    /// The last of those.
+    node: Option<NodeId>,
     /// By attempt: one, or two while two nodes race to begin.
     pumps: Vec<(u32, AbortHandle)>,
 }
@@ -74,15 +80,29 @@ impl Client {
     pub fn new() -> (Client, mpsc::Receiver<Event>) {
         let (events, receiver) = mpsc::channel(EVENTS_MAX + 1);
         let last = events.clone().try_reserve_owned().expect("a new channel has room");
-        (Client { events, last, nodes: Nodes::default(), pumps: Vec::new() }, receiver)
+        (Client { events, last, nodes: Nodes::default(), node: None, pumps: Vec::new() }, receiver)
     }
 }
 
 struct Node {
     name: Arc<str>,
     key: Option<PublicKey>,
+    cluster: Option<Arc<Cluster>>,
     link: Arc<Link>,
     orders: mpsc::Sender<Order>,
+}
+
+impl Node {
+    /// A guest whose tokens can't be true stays out, across restarts.
+    fn refute(&self) {
+        let (Some(key), Some(cluster)) = (self.key, self.cluster.clone()) else { return };
+        tracing::warn!("guest {} is refuted: a node of ours finds its tokens too unlikely", self.name);
+        tokio::task::spawn_blocking(move || {
+            if let Err(error) = cluster.refute(&key) {
+                tracing::error!("a refuted guest could not be kept out: {error}");
+            }
+        });
+    }
 }
 
 struct Conductor {
@@ -99,6 +119,8 @@ struct Conductor {
     news: Newsroom,
     count: watch::Sender<usize>,
     commands: mpsc::WeakSender<Command>,
+    /// Whose word is being taken in.
+    speaker: Option<NodeId>,
 }
 
 /// Starts the task. It ends when nobody can send commands any more, or is told to. Returns how many nodes there are.
@@ -123,6 +145,7 @@ pub(super) fn spawn(
         news: Newsroom::default(),
         count,
         commands,
+        speaker: None,
     };
     tokio::spawn(conductor.run(inbox, cancelled));
     nodes
@@ -176,16 +199,21 @@ impl Conductor {
             Command::Submit { ask, client, reply } => self.submit(ask, client, reply),
             Command::Cancel(request) => self.handle(Input::Cancel(request)),
             Command::Reader { request, behind } => self.handle(Input::Reader { request, behind }),
-            Command::Connected { node, member, profile, link, orders } => {
-                self.connected(node, member, profile, link, orders);
+            Command::Connected { node, member, cluster, profile, link, orders } => {
+                let key = member.as_ref().map(|m| m.key);
+                let here = Node { name: profile.name.as_str().into(), key, cluster, link, orders };
+                self.connected(node, here, profile, member.is_some_and(|m| m.drained));
             }
+            Command::RoundTrip { node, time } => self.handle(Input::RoundTrip { node, time }),
             Command::FromNode { node, from } => {
                 if let FromNode::Profile(profile) = &from
                     && self.nodes.contains_key(&node)
                 {
                     self.shelf.hold(node, profile);
                 }
+                self.speaker = Some(node);
                 self.handle(Input::Node { node, from });
+                self.speaker = None;
             }
             Command::Expel { key, reason } => {
                 for node in self.with_key(key) {
@@ -209,11 +237,13 @@ impl Conductor {
             Command::Survey(reply) => _ = reply.send(self.survey()),
             Command::Watch(reader) => self.news.add(reader),
             Command::Tokens { node, request, attempt, deliveries } => {
+                self.speaker = Some(node);
                 for (token, place) in deliveries {
                     let from = FromNode::Event { request, attempt, event: Event::Token(token) };
                     self.scheduler.handle(self.now(), Input::Node { node, from });
                     self.act(Some((request, place)));
                 }
+                self.speaker = None;
             }
             Command::Broken { node, request, attempt, reason } => {
                 self.handle(Input::Broken { node, request, attempt, reason });
@@ -233,15 +263,8 @@ impl Conductor {
         self.handle(Input::Lost { node, reason });
     }
 
-    fn connected(
-        &mut self,
-        node: NodeId,
-        member: Option<Member>,
-        profile: Profile,
-        link: Arc<Link>,
-        orders: mpsc::Sender<Order>,
-    ) {
-        let key = member.as_ref().map(|m| m.key);
+    fn connected(&mut self, node: NodeId, here: Node, profile: Profile, drained: bool) {
+        let (key, name) = (here.key, here.name.clone());
         // A node whose old link is not known to be dead yet: the new one counts.
         for old in key.map(|key| self.with_key(key)).unwrap_or_default() {
             let reason = "the node has connected anew";
@@ -250,12 +273,11 @@ impl Conductor {
             }
             self.lost(old, reason.into());
         }
-        let name: Arc<str> = profile.name.as_str().into();
         tracing::info!("node {name} is here with {} models", profile.models.len());
         self.shelf.hold(node, &profile);
-        self.nodes.insert(node, Node { name: name.clone(), key, link, orders });
+        self.nodes.insert(node, here);
         self.handle(Input::Connected { node, profile });
-        if member.is_some_and(|m| m.drained) {
+        if drained {
             self.drain(node, true);
         }
         self.news.tell(News::Joined { name: name.to_string(), key });
@@ -333,25 +355,44 @@ impl Conductor {
                 }
             }
             Output::Emit { request, event: event @ Event::Token(_) } => match place.take() {
-                Some((owner, place)) if owner == request => _ = place.send(event),
+                Some((owner, place)) if owner == request => {
+                    self.takes_part(request);
+                    _ = place.send(event);
+                }
                 _ => tracing::error!("a token of {request:?} has no place; this is a bug"),
             },
             Output::Emit { request, event } => {
                 self.unread.remove(&request);
+                if matches!(event, Event::Finished { .. }) {
+                    self.takes_part(request);
+                }
                 if let Some(client) = self.clients.remove(&request) {
                     client.pumps.iter().for_each(|(_, pump)| pump.abort());
                     client.last.send(event);
                 }
             }
-            Output::Disconnect { node, reason } => {
+            Output::Disconnect { node, reason, refuted } => {
                 if let Some(gone) = self.nodes.remove(&node) {
                     tracing::info!("node {} is given up: {reason}", gone.name);
+                    if refuted {
+                        gone.refute();
+                    }
                     gone.link.close(&reason);
                     self.shelf.release(node);
                     self.news.tell(News::Left { name: gone.name.to_string(), key: gone.key, reason });
                     self.count.send_replace(self.nodes.len());
                 }
             }
+        }
+    }
+
+    /// What is told to a client of a request comes from a node: the one that speaks.
+    fn takes_part(&mut self, request: RequestId) {
+        let (Some(speaker), Some(client)) = (self.speaker, self.clients.get_mut(&request)) else { return };
+        if client.node.replace(speaker) != Some(speaker)
+            && let Some(node) = self.nodes.get(&speaker)
+        {
+            client.nodes.lock().unwrap_or_else(PoisonError::into_inner).push(node.name.clone());
         }
     }
 
@@ -374,7 +415,6 @@ impl Conductor {
         }
         let Some(client) = self.clients.get_mut(&ask.request) else { return };
         let (Some(node), Some(commands)) = (self.nodes.get(&id), self.commands.upgrade()) else { return };
-        client.nodes.lock().unwrap_or_else(PoisonError::into_inner).push(node.name.clone());
         let (request, attempt) = (ask.request, ask.attempt);
         let pump = Pump { node: id, request, attempt, client: client.events.clone(), commands };
         let task = tokio::spawn(pump.run(node.link.clone(), ask)).abort_handle();

@@ -267,14 +267,19 @@ pub fn worker(name: &str, mut machine: Machine, loaded: Vec<Loaded>, stock: Stoc
     Worker::new(name, machine, residents, stock)
 }
 
-pub(super) async fn start(config: DriverConfig) -> Result<Driver, DriverError> {
+pub(super) async fn start(
+    config: DriverConfig,
+    machine: Machine,
+    stock: Stock,
+) -> Result<Driver, DriverError> {
     let models = if config.no_node { Vec::new() } else { config.models };
     let loaded = load_all(models, config.device).await?;
     let shelf = Shelf::new(loaded.iter().map(served).collect());
-    let machine = Machine { labels: config.labels, ..Machine::default() };
-    let worker = worker("local", machine, loaded, Stock::none());
-    let driver = bring_up(shelf, worker.residents());
-    if !driver.inner.residents.is_empty() {
+    let machine = Machine { labels: config.labels, ..machine };
+    let worker = worker("local", machine, loaded, stock);
+    let has_node = !worker.residents().is_empty();
+    let driver = bring_up(shelf, worker.clone());
+    if has_node {
         let (ours, theirs) = Link::in_memory();
         tokio::spawn(async move {
             let why = worker.serve(&theirs, Credentials::default()).await;
@@ -341,7 +346,7 @@ pub(super) fn since_1970() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs())
 }
 
-fn bring_up(shelf: Shelf, residents: Vec<Resident>) -> Driver {
+fn bring_up(shelf: Shelf, local: Worker) -> Driver {
     let (commands, inbox) = mpsc::channel::<Command>(COMMANDS_MAX);
     let (cancels, cancelled) = mpsc::unbounded_channel();
     let scheduler = Scheduler::new(Limits::default(), Box::new(Fastest), seed());
@@ -351,7 +356,7 @@ fn bring_up(shelf: Shelf, residents: Vec<Resident>) -> Driver {
         commands,
         cancels,
         shelf,
-        residents,
+        local,
         nodes,
         next_request: AtomicU64::new(1),
         next_node: AtomicU64::new(1),

@@ -2,13 +2,24 @@
 use super::start::{DeviceOptions, ModelSource, ModelSpec, load};
 use std::collections::HashMap;
 use weir_backends::null::NULL_MODEL;
-use weir_backends::store::{Store, StoreError};
+use weir_backends::store::{Listed, State, Store, StoreError};
 use weir_node::{Loaded, Stock};
 use weir_scheduler::{ModelId, Offered};
 
 /// KV cache worth having, at least: as a share of the weights, and in bytes.
 const KV_SHARE: u64 = 2;
 const KV_MIN: u64 = 64 << 20;
+
+/// Offers the models of the catalog that are on this machine, and no others: nothing is fetched.
+pub fn stock_here(store: Store, device: DeviceOptions) -> Result<Stock, StoreError> {
+    let here =
+        |listed: Listed<'_>| matches!(listed.state, State::Present(_)).then(|| listed.model.name.clone());
+    let named: Vec<String> = store.list().into_iter().filter_map(here).collect();
+    match named.is_empty() {
+        true => Ok(Stock::none()),
+        false => stock(store, &named, device),
+    }
+}
 
 /// Offers the models of these names and paths; those of the catalog, where there are none. What isn't on this machine
 /// yet is fetched when it is wanted.

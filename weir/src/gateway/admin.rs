@@ -279,7 +279,11 @@ fn asks(asker: &Asker) -> Value {
 }
 
 fn away(key: &PublicKey, record: &Record) -> Value {
-    let state = if record.revoked { "revoked" } else { "away" };
+    let state = match (record.revoked, record.refuted) {
+        (_, true) => "refuted",
+        (true, false) => "revoked",
+        (false, false) => "away",
+    };
     json!({ "id": short(key), "name": record.name, "guest": record.guest, "state": state, "models": [] })
 }
 

@@ -41,13 +41,19 @@ fn plain(name: &str) -> String {
 pub(super) fn wanted(shared: &Shared, body: &[u8]) -> Option<Wanted> {
     #[derive(Deserialize)]
     struct Asked {
-        model: String,
+        model: Option<String>,
+        weir: Option<Options>,
+    }
+    #[derive(Deserialize)]
+    struct Options {
+        model_size: Option<String>,
     }
     let asked: Asked = serde_json::from_slice(body).ok()?;
-    if let Some(class) = Class::named(&asked.model) {
+    let class = asked.weir.and_then(|weir| weir.model_size);
+    if let Some(class) = class.as_deref().or(asked.model.as_deref()).and_then(Class::named) {
         return Some(Wanted::Class(class));
     }
-    let name = plain(&asked.model);
+    let name = plain(&asked.model?);
     let alias = shared.aliases.iter().find(|(alias, _)| plain(alias) == name).map(|(_, known)| plain(known));
     let offers = shared.driver.offers();
     let offer = offers.iter().find(|(offered, _)| {

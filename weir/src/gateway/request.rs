@@ -7,7 +7,7 @@ use serde_json::Value;
 use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
 use std::time::Duration;
-use weir_scheduler::{Priority, Sampling};
+use weir_scheduler::{Class, Priority, Sampling};
 
 /// Which of the two APIs a request came through.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,7 +64,13 @@ impl Request {
     ) -> Result<Request, ApiError> {
         let mut fields = Fields::parse(body)?;
         let named = fields.string("model")?;
-        let model = chosen.map_or_else(|| super::models::find(shared, named.as_deref()), Ok)?;
+        let options = weir_options(&mut fields)?;
+        let model = match (chosen, options.class) {
+            (Some(chosen), _) => chosen,
+            // Which one that is, the scheduler knows.
+            (None, Some(_)) => return Err(ApiError::no_model(named.as_deref(), &[])),
+            (None, None) => super::models::find(shared, named.as_deref())?,
+        };
         refuse_unsupported(api, &mut fields)?;
         let prompts = match api {
             Api::Chat => vec![chat_prompt(&mut fields)?],
@@ -85,7 +91,7 @@ impl Request {
         let ignore_eos = fields.boolean("ignore_eos")?.unwrap_or(false);
         let stream = fields.boolean("stream")?.unwrap_or(false);
         let include_usage = include_usage(&mut fields, stream)?;
-        let WeirOptions { priority, tags, ttft } = weir_options(&mut fields)?;
+        let WeirOptions { priority, tags, ttft, class: _ } = options;
         Ok(Request {
             api,
             model,
@@ -389,12 +395,14 @@ fn include_usage(fields: &mut Fields, stream: bool) -> Result<bool, ApiError> {
     Ok(options.boolean("include_usage")?.unwrap_or(false))
 }
 
-/// The `weir` object: who goes first, labels that policies look at, and how long the first token may take.
+/// The `weir` object: who goes first, labels that policies look at, how long the first token may take, and a class of models
+/// that counts instead of the model that is named: many programs can only name one.
 #[derive(Default)]
 struct WeirOptions {
     priority: Priority,
     tags: Vec<(String, String)>,
     ttft: Option<Duration>,
+    class: Option<Class>,
 }
 
 fn weir_options(fields: &mut Fields) -> Result<WeirOptions, ApiError> {
@@ -426,7 +434,14 @@ fn weir_options(fields: &mut Fields) -> Result<WeirOptions, ApiError> {
         })
         .collect::<Result<_, _>>()?;
     let ttft = options.integer("ttft_ms", 1..=86_400_000).map_err(within)?;
-    Ok(WeirOptions { priority, tags, ttft: ttft.map(|ms| Duration::from_millis(ms as u64)) })
+    let class = match options.string("model_size").map_err(within)? {
+        None => None,
+        Some(name) => Some(Class::named(&name).ok_or_else(|| {
+            let message = "Invalid 'weir.model_size': expected 'small', 'medium', 'large' or 'auto'.";
+            ApiError::field("weir.model_size", "invalid_value", message)
+        })?),
+    };
+    Ok(WeirOptions { priority, tags, ttft: ttft.map(|ms| Duration::from_millis(ms as u64)), class })
 }
 
 fn missing(param: impl Into<String>) -> ApiError {

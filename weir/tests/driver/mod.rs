@@ -6,7 +6,7 @@ use tokio::task::JoinSet;
 use weir::driver::{Ask, Driver, DriverConfig, Generation, ModelSpec};
 use weir_backends::null::{NULL_MODEL, Null, NullCost};
 use weir_node::{Credentials, LoadOptions, Machine, Resident, Stock, Worker};
-use weir_scheduler::{Event, Failure, FailureKind, Finish, Sampling, Usage};
+use weir_scheduler::{Event, Failure, FailureKind, Finish, Priority, Sampling, Usage};
 use weir_transport::Link;
 
 fn ask(prompt: Vec<u32>, max_tokens: u32) -> Ask {
@@ -355,4 +355,21 @@ async fn what_the_path_costs() {
 
 async fn read_rest(generation: &mut Generation) {
     while generation.events.recv().await.is_some() {}
+}
+
+/// A request that somebody watches and that is slow to begin is tried by a second node; the one that was too late has had
+/// no part in the answer.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_loser_of_a_hedge_took_no_part() {
+    let driver = scheduler().await;
+    let cost = NullCost { prefill_row: Duration::from_millis(20), ..NullCost::default() };
+    let slow = Node::attach_null(&driver, "slow", Null { cost, ..Null::default() }).await;
+    let watched = Ask { priority: Priority::Interactive, ..ask((1..=300).collect(), 30) };
+    let mut generation = driver.generate(watched).await.unwrap();
+    let _fast = Node::attach(&driver, "fast", Duration::from_millis(1)).await;
+    let seen = read(&mut generation).await;
+    assert_eq!(seen.ids.len(), 30);
+    let nodes = generation.nodes();
+    assert_eq!(nodes.iter().map(|name| &**name).collect::<Vec<_>>(), ["fast"]);
+    slow.rests().await;
 }

@@ -49,6 +49,8 @@ async fn fields_out_of_range_or_of_the_wrong_type() {
         (json!({ "logit_bias": { "4000000000": 1 } }), "invalid_value", "logit_bias"),
         (json!({ "weir": { "priority": "first" } }), "invalid_value", "weir.priority"),
         (json!({ "weir": { "tags": { "a": 1 } } }), "invalid_value", "weir.tags"),
+        (json!({ "weir": { "model_size": "tiny" } }), "invalid_value", "weir.model_size"),
+        (json!({ "weir": { "model_size": 7 } }), "invalid_type", "weir.model_size"),
         (json!({ "weir": { "ttft_ms": 0 } }), "integer_below_min_value", "weir.ttft_ms"),
         (json!({ "weir": { "ttft_ms": "soon" } }), "invalid_type", "weir.ttft_ms"),
     ] {

@@ -1,5 +1,5 @@
 //! Many worlds, each from a seed, and what must hold in all of them.
-use super::{Planted, REQUESTS, World};
+use super::{Planted, World, size};
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind, set_hook, take_hook};
 use weir_scheduler::Event;
@@ -37,22 +37,22 @@ fn nothing_is_lost_or_repeated_whatever_happens() {
     let number = |name: &str| std::env::var(name).ok().and_then(|n| n.parse::<u64>().ok());
     let seeds = number("WEIR_SIM_SEEDS").unwrap_or(200);
     let first = number("WEIR_SIM_FIRST").unwrap_or(0);
-    let [mut resumed, mut finished, mut loaded, mut checked] = [0; 4];
+    let [mut resumed, mut finished, mut loaded, mut checked, mut asked] = [0; 5];
     for seed in first..first + seeds {
-        let Ok(counts) = catch_unwind(|| check(seed, REQUESTS, None, false)) else {
-            let least = quietly(|| (0..REQUESTS).find(|requests| fails(seed, *requests, None)));
-            let least = least.unwrap_or(REQUESTS);
+        let Ok(counts) = catch_unwind(|| check(seed, size(seed).1, None, false)) else {
+            let all = size(seed).1;
+            let least = quietly(|| (0..all).find(|requests| fails(seed, *requests, None))).unwrap_or(all);
             eprintln!("seed {seed} fails, with no more than {least} requests; what happened last then:");
             check(seed, least, None, true);
             unreachable!("seed {seed} failed once and not again");
         };
+        asked += size(seed).1 as u64;
         let sums = [&mut resumed, &mut finished, &mut loaded, &mut checked];
         sums.into_iter().zip(counts).for_each(|(sum, count)| *sum += count);
     }
     println!(
-        "{seeds} seeds: {finished} of {} requests finished, {resumed} resumed in the middle, {loaded} models loaded, \
-         {checked} tokens checked",
-        REQUESTS as u64 * seeds
+        "{seeds} seeds: {finished} of {asked} requests finished, {resumed} resumed in the middle, {loaded} models loaded, \
+         {checked} tokens checked"
     );
     let enough = resumed > seeds && finished > 20 * seeds && loaded > seeds && checked > seeds;
     assert!(
@@ -65,7 +65,7 @@ fn nothing_is_lost_or_repeated_whatever_happens() {
 #[test]
 fn planted_bugs_are_found() {
     for planted in [Planted::TokenTwiceOnResume, Planted::StopTwice, Planted::SettledTwice] {
-        let seed = quietly(|| (0..1000).find(|seed| fails(*seed, REQUESTS, Some(planted))));
+        let seed = quietly(|| (0..1000).find(|seed| fails(*seed, size(*seed).1, Some(planted))));
         println!("{planted:?} is found by seed {seed:?}");
         assert!(seed.is_some(), "{planted:?}");
     }
