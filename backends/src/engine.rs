@@ -354,7 +354,10 @@ impl Engine {
             self.tokens_generated += 1;
             sequence.pending -= 1;
             let finished = sequence.accept(sampled, &self.vocabulary);
-            sequence.outbox.flush();
+            if finished.is_none() {
+                sequence.outbox.flush();
+            }
+            // The last token goes out with the end, so that its reader is woken once.
             if let (Some(reason), Some(sequence)) = (finished, finished.and_then(|_| slot.take())) {
                 self.close(sequence, Ok(reason));
             }

@@ -5,6 +5,7 @@ mod memory;
 pub(crate) mod quic;
 
 use crate::{Frame, FrameError};
+use std::time::Duration;
 
 /// One end of a link: bidirectional streams of frames, each with flow control of its own, so that a reader that is
 /// behind holds up its own stream only, and costs a bounded amount of memory.
@@ -122,6 +123,24 @@ impl Link {
         }
     }
 
+    /// Tells the other end of streams that were retired.
+    pub fn tidy(&self) {
+        match &self.0 {
+            AnyLink::Memory(_) => {}
+            #[cfg(not(target_arch = "wasm32"))]
+            AnyLink::Quic(link) => link.tidy(),
+        }
+    }
+
+    /// How long a word takes to the other end and back, as measured; none within a process.
+    pub fn round_trip(&self) -> Duration {
+        match &self.0 {
+            AnyLink::Memory(_) => Duration::ZERO,
+            #[cfg(not(target_arch = "wasm32"))]
+            AnyLink::Quic(link) => link.round_trip(),
+        }
+    }
+
     /// Whether a browser may be at the other end.
     pub fn is_web(&self) -> bool {
         match &self.0 {
@@ -158,6 +177,16 @@ impl Sender {
             AnySender::Memory(sender) => sender.finish(),
             #[cfg(not(target_arch = "wasm32"))]
             AnySender::Quic(sender) => sender.finish(),
+        }
+    }
+
+    /// Nothing more will be sent, and the other end has said all it wanted to: what is left to be told of the stream goes
+    /// out with whatever is said next on the link, or with [`Link::tidy`].
+    pub fn retire(self) {
+        match self.0 {
+            AnySender::Memory(sender) => sender.finish(),
+            #[cfg(not(target_arch = "wasm32"))]
+            AnySender::Quic(sender) => sender.retire(),
         }
     }
 

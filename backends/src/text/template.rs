@@ -168,12 +168,13 @@ struct Job<'a> {
 }
 
 impl Job<'_> {
-    /// Renders on a stack that the fuel can't exhaust. (A thread for each would take longer than all the rest of a short
-    /// request.)
+    /// Renders on a stack that the fuel can't exhaust: this thread's if it has room, else one made for it. (A thread for each
+    /// would take longer than all the rest of a short request.)
     #[cfg(not(target_arch = "wasm32"))]
     fn run(self) -> Result<String, TextError> {
         let stack = (1 << 20) + self.fuel * STACK_BYTES_PER_FUEL;
-        let rendered = catch_unwind(AssertUnwindSafe(|| stacker::grow(stack as usize, || self.render())));
+        let stack = stack as usize;
+        let rendered = catch_unwind(AssertUnwindSafe(|| stacker::maybe_grow(stack, stack, || self.render())));
         rendered.unwrap_or_else(|_| {
             let why = format!("the template engine panicked, or a stack of {stack} bytes can't be had");
             Err(TextError::Render(why))

@@ -205,7 +205,7 @@ impl Figures {
 
 /// Returns what was missed.
 fn beside_the_peer(options: &Options, memory: bool) -> Result<Vec<String>> {
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
     let upstream = load::null_upstream()?;
     let ours = weir(&options.weir, &runtime, 1, &Null::default(), 64)?;
     let peer = options.peer.as_ref().map(|program| smg(program, upstream)).transpose()?;
@@ -297,7 +297,7 @@ fn resident_bytes(process: u32) -> u64 {
 
 /// Many streams at once, each to be held at a pace.
 fn streams(options: &Options) -> Result<Vec<String>> {
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
     let (nodes, null) = (4, format!("step_us={}", STEP.as_micros()).parse::<Null>());
     let null = null.map_err(|why| anyhow::anyhow!(why))?;
     let slots = options.streams.div_ceil(nodes) as u32;

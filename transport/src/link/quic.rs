@@ -3,7 +3,7 @@ use super::{AnyReceiver, AnySender, LinkError, Stream, Urgency};
 use crate::Frame;
 use crate::frames::Assembler;
 use quinn::{Connection, ConnectionError};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use web_transport_quinn::{
     ReadError, RecvStream, SendStream, Session, SessionError, WebTransportError, WriteError,
 };
@@ -12,6 +12,8 @@ use web_transport_quinn::{
 const REASON_MAX: usize = 500;
 /// Bytes taken off a stream at once, at most.
 const CHUNK_MAX: usize = 64 << 10;
+/// Retired streams of which the other end hasn't been told, at most.
+const RETIRED_MAX: usize = 64;
 /// What a half dropped before its end says.
 const ABANDONED: u32 = 1;
 /// Labels what nodes sign.
@@ -26,6 +28,29 @@ pub(crate) struct Link {
     binding: [u8; 32],
     web: bool,
     reason: Reason,
+    retired: Arc<Retired>,
+}
+
+/// Halves that are done with. Dropping one is a word to the other end, which isn't worth a datagram of its own.
+#[derive(Debug, Default)]
+struct Retired(Mutex<Vec<SendStream>>);
+
+impl Retired {
+    fn take(&self, stream: SendStream) {
+        let mut retired = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if retired.len() >= RETIRED_MAX {
+            retired.clear();
+        }
+        retired.push(stream);
+    }
+
+    fn tell(&self) {
+        let retired = std::mem::take(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner));
+        for mut stream in retired {
+            // An error means that the other end wants nothing more.
+            _ = stream.reset(ABANDONED);
+        }
+    }
 }
 
 impl Link {
@@ -34,16 +59,21 @@ impl Link {
         let mut binding = [0; 32];
         let exported = connection.export_keying_material(&mut binding, EXPORT_LABEL, &[]);
         exported.expect("32 bytes can be exported once the handshake is done");
-        Link { session: Session::raw(connection), binding, web: false, reason: Reason::default() }
+        Link::of(Session::raw(connection), binding, false)
     }
 
     /// Streams of a WebTransport session. `binding` is known to both its ends, and no others.
     pub fn web(session: Session, binding: [u8; 32]) -> Link {
-        Link { session, binding, web: true, reason: Reason::default() }
+        Link::of(session, binding, true)
+    }
+
+    fn of(session: Session, binding: [u8; 32], web: bool) -> Link {
+        Link { session, binding, web, reason: Reason::default(), retired: Arc::default() }
     }
 
     fn stream(&self, (send, receive): (SendStream, RecvStream)) -> Stream {
-        let send = Sender { stream: send, finished: false, torn: false, reason: self.reason.clone() };
+        let (reason, retired) = (self.reason.clone(), self.retired.clone());
+        let send = Sender { stream: Some(send), torn: false, reason, retired };
         let receive = Receiver { stream: receive, frames: Assembler::default(), reason: self.reason.clone() };
         Stream {
             send: super::Sender(AnySender::Quic(send)),
@@ -52,7 +82,9 @@ impl Link {
     }
 
     pub async fn open(&self) -> Result<Stream, LinkError> {
-        self.session.open_bi().await.map(|halves| self.stream(halves)).map_err(|e| closed(e, &self.reason))
+        let opened = self.session.open_bi().await.map(|halves| self.stream(halves));
+        self.tidy();
+        opened.map_err(|e| closed(e, &self.reason))
     }
 
     pub async fn accept(&self) -> Result<Stream, LinkError> {
@@ -76,6 +108,14 @@ impl Link {
 
     pub fn binding(&self) -> [u8; 32] {
         self.binding
+    }
+
+    pub fn tidy(&self) {
+        self.retired.tell();
+    }
+
+    pub fn round_trip(&self) -> std::time::Duration {
+        self.session.rtt()
     }
 
     pub fn is_web(&self) -> bool {
@@ -107,22 +147,24 @@ fn closed(error: SessionError, reason: &Reason) -> LinkError {
 
 #[derive(Debug)]
 pub(crate) struct Sender {
-    stream: SendStream,
-    finished: bool,
+    /// None once it is finished or retired.
+    stream: Option<SendStream>,
     /// A frame was given up halfway.
     torn: bool,
     reason: Reason,
+    retired: Arc<Retired>,
 }
 
 impl Sender {
     pub async fn send(&mut self, frame: Frame) -> Result<(), LinkError> {
+        let Some(stream) = &mut self.stream else { return Err(LinkError::Reset) };
         if self.torn {
             // An error means that it is reset already.
-            _ = self.stream.reset(ABANDONED);
+            _ = stream.reset(ABANDONED);
             return Err(LinkError::Reset);
         }
         self.torn = true;
-        let written = self.stream.write_chunk(frame.bytes().clone()).await;
+        let written = stream.write_chunk(frame.bytes().clone()).await;
         written.map_err(|error| match error {
             WriteError::SessionError(error) => closed(error, &self.reason),
             _ => LinkError::Reset,
@@ -132,24 +174,31 @@ impl Sender {
     }
 
     pub fn finish(mut self) {
-        if !self.torn {
+        if let Some(mut stream) = self.stream.take_if(|_| !self.torn) {
             // An error means that the other end wants nothing more.
-            _ = self.stream.finish();
-            self.finished = true;
+            _ = stream.finish();
+        }
+    }
+
+    pub fn retire(mut self) {
+        if let Some(stream) = self.stream.take() {
+            self.retired.take(stream);
         }
     }
 
     pub fn set_urgency(&self, urgency: Urgency) {
-        // An error means that nothing will be sent any more.
-        _ = self.stream.set_priority(urgency as i32 - Urgency::Normal as i32);
+        if let Some(stream) = &self.stream {
+            // An error means that nothing will be sent any more.
+            _ = stream.set_priority(urgency as i32 - Urgency::Normal as i32);
+        }
     }
 }
 
 impl Drop for Sender {
     fn drop(&mut self) {
-        if !self.finished {
+        if let Some(stream) = &mut self.stream {
             // An error means that it is reset already.
-            _ = self.stream.reset(ABANDONED);
+            _ = stream.reset(ABANDONED);
         }
     }
 }

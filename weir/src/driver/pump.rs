@@ -89,6 +89,7 @@ impl Pump {
                 }
                 Message::End { request, attempt, event } if (request, attempt) == self.about() => {
                     drop(place);
+                    stream.send.retire();
                     self.tell_end(event).await;
                     return Ok(());
                 }
