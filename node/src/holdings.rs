@@ -107,9 +107,10 @@ impl Holdings {
                     let resident = Resident::new(loaded.held, loaded.text, loaded.engine);
                     let mut inside = holdings.inside();
                     inside.loading.retain(|loading| loading.model != model);
-                    inside.residents.push(resident);
+                    inside.residents.push(resident.clone());
                     drop(inside);
                     holdings.changed.send_replace(());
+                    tokio::spawn(async move { resident.try_out().await });
                 }
                 Err(why) => holdings.failed(model, why),
             }

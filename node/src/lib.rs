@@ -7,6 +7,7 @@ mod load;
 mod meter;
 mod null;
 mod text;
+mod trial;
 mod worker;
 
 pub use holdings::{Load, Stock};

@@ -135,6 +135,14 @@ impl Resident {
         self.engine.shutdown();
     }
 
+    /// What came of one request for it, if nothing else ran meanwhile.
+    pub(crate) fn measured(&self, prompt: u32, first: Duration, tokens: u32, rest: Duration) {
+        if self.running.load(Ordering::Relaxed) == 0 {
+            let seen = Observed { prompt, first, tokens, rest, beside: 1 };
+            self.meter.lock().unwrap_or_else(PoisonError::into_inner).observe(seen);
+        }
+    }
+
     pub(crate) fn engine(&self) -> &EngineHandle {
         &self.engine
     }

@@ -124,7 +124,10 @@ impl Driver {
         machine: Machine,
         stock: Stock,
     ) -> Result<Driver, DriverError> {
-        start::start(config, machine, stock).await
+        let driver = start::start(config, machine, stock).await?;
+        let local = driver.inner.local.clone();
+        tokio::spawn(async move { local.try_out().await });
+        Ok(driver)
     }
 
     /// What can be asked for.

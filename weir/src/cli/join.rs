@@ -112,6 +112,7 @@ impl Join {
         let name = self.name.unwrap_or_else(|| gethostname::gethostname().to_string_lossy().into_owned());
         super::single_runtime()?.block_on(async {
             let worker = worker(&name, machine, load_all(models, device).await?, stock);
+            worker.try_out().await;
             let dialer = Dialer::new()?;
             let asked = tokio::select! {
                 failed = serve(&worker, &dialer, &belonging, &name, &folder) => return failed,
