@@ -55,7 +55,7 @@ fn requests_that_make_no_sense() {
 
 #[test]
 fn an_engine_that_dies() {
-    let serve = Serve::start(&["--model", "null:fail_after=3"], &[]);
+    let serve = Serve::start(&["--model", "null:fail_after=30"], &[]);
     assert_eq!(serve.get("/healthz").unwrap().status, 200);
     let answer = serve.post("/v1/completions", r#"{"model":"null","prompt":"x","max_tokens":50}"#).unwrap();
     assert_eq!((answer.status, &answer.json()["error"]["code"]), (500, &"internal_error".into()));
