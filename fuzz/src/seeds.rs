@@ -1,5 +1,5 @@
 //! Writes files to start from into folders of the one that is its argument: for `reader` a very small model of every family,
-//! and a header with a value of every type; for `frames` the golden frames.
+//! and a header with a value of every type; for `frames` the golden frames; for `policies` the shipped ones.
 #![allow(dead_code)] // the sources are whole, and not all of them is used here
 
 #[path = "../../backends/src/gguf/mod.rs"]
@@ -23,11 +23,15 @@ const FRAMES: &str = include_str!("../../transport/tests/golden/frames.txt");
 
 fn main() -> std::io::Result<()> {
     let folder = std::env::args().nth(1).unwrap_or_else(|| "corpus".into());
-    let [reader, frames] = ["reader", "frames"].map(|target| Path::new(&folder).join(target));
-    for folder in [&reader, &frames] {
+    let [reader, frames, policies] = ["reader", "frames", "policies"].map(|target| Path::new(&folder).join(target));
+    for folder in [&reader, &frames, &policies] {
         std::fs::create_dir_all(folder)?;
     }
     golden_frames(&frames)?;
+    for policy in &weir_policies::SHIPPED {
+        std::fs::write(policies.join(policy.name), policy.text)?;
+        std::fs::write(policies.join(format!("{}.test", policy.name)), policy.table)?;
+    }
     models(&reader)
 }
 

@@ -13,6 +13,8 @@ pub(crate) struct Standing {
     pub open: [bool; 3],
     /// It would take one if it had room.
     pub fit: bool,
+    /// It is ours.
+    pub own: bool,
 }
 
 /// The holders of a model.
@@ -28,6 +30,9 @@ pub(crate) struct Group {
     open: [BTreeSet<(u16, u64, NodeId)>; 3],
     /// Those without, likewise.
     full: [BTreeSet<(u16, u64, NodeId)>; 3],
+    /// Those of our own, and of those the ones with room, by priority.
+    own: usize,
+    own_open: [usize; 3],
     /// Those that have no room until then.
     paused: BTreeSet<(Time, NodeId)>,
     /// Who has which beginnings of prompts in its cache, as far as we know.
@@ -55,7 +60,9 @@ impl Group {
             }
         };
         self.close(node);
+        self.own += usize::from(standing.own);
         for priority in 0..3 {
+            self.own_open[priority] += usize::from(standing.own && standing.open[priority]);
             let entry = (standing.class, standing.cost_us, node);
             if standing.open[priority] {
                 self.open[priority].insert(entry);
@@ -68,7 +75,9 @@ impl Group {
 
     fn close(&mut self, node: NodeId) {
         if let Some((_, old)) = self.standings.get(&node) {
+            self.own -= usize::from(old.own);
             for priority in 0..3 {
+                self.own_open[priority] -= usize::from(old.own && old.open[priority]);
                 self.open[priority].remove(&(old.class, old.cost_us, node));
                 self.full[priority].remove(&(old.class, old.cost_us, node));
             }
@@ -86,6 +95,17 @@ impl Group {
                 *place = at;
             }
         }
+    }
+
+    /// How many of our own hold it, and how many of those have room.
+    pub fn own(&self, priority: Priority) -> (usize, usize) {
+        (self.own, self.own_open[priority as usize])
+    }
+
+    /// All holders, if there aren't more; else so many that stand side by side, from where a draw falls on.
+    pub fn some(&self, draw: u64, most: usize) -> impl Iterator<Item = NodeId> + '_ {
+        let start = usize::try_from(draw % self.holders.len().max(1) as u64).unwrap_or(0);
+        self.holders.iter().cycle().skip(start).take(most.min(self.holders.len())).copied()
     }
 
     /// How many hold it.

@@ -27,7 +27,7 @@ pub use node::{
     CacheStatus, FromNode, Held, LABEL_BYTES_MAX, LABELS_MAX, Loading, ModelStatus, Offered, PREFIXES_MAX,
     Price, Profile, Rates, Status, TextId, ToNode, Trust,
 };
-pub use policy::{Fastest, Offer, PRIVATE, Policy};
+pub use policy::{Ask, Clock, Decision, Denial, Fastest, Offer, OnLoss, PRIVATE, Policy, PoolView};
 pub use request::{
     Candidate, Event, Failure, FailureKind, Finish, Generate, KeyId, Logprob, ModelId, NodeId, Priority,
     RequestId, Sampling, Token, TraceContext, Usage,

@@ -7,8 +7,8 @@ use crate::group::{Group, Standing};
 use crate::memory::Memory;
 use crate::serving::{Prediction, Serving};
 use crate::{
-    BlockKey, Generate, ModelId, ModelView, NodeId, NodeView, PREFIXES_MAX, Policy, Price, Profile,
-    RequestId, Status, Time, Trust,
+    BlockKey, Decision, Generate, ModelId, ModelView, NodeId, NodeView, PREFIXES_MAX, PoolView, Price,
+    Priority, Profile, RequestId, Status, Time, Trust,
 };
 pub(crate) use residency::Bring;
 use std::collections::{BTreeMap, BTreeSet};
@@ -75,7 +75,9 @@ pub(crate) enum Refusal {
 /// What a search must know beside the request itself.
 pub(crate) struct Search<'a> {
     pub now: Time,
-    pub policy: &'a dyn Policy,
+    pub decision: &'a dyn Decision,
+    /// Offers to consider beside the soonest done.
+    pub breadth: usize,
     /// Nodes that failed it.
     pub tried: &'a [NodeId],
     /// Where its earlier tokens came from.
@@ -99,6 +101,9 @@ pub(crate) struct Pool {
     nodes: BTreeMap<NodeId, Node>,
     groups: BTreeMap<ModelId, Group>,
     breaker: Breaker,
+    /// How many there are, by [`Trust`].
+    trusts: [usize; 3],
+    providers: BTreeSet<NodeId>,
 }
 
 impl Node {
@@ -134,6 +139,23 @@ impl Pool {
         self.nodes.get(&id).map(|node| node.price).unwrap_or_default()
     }
 
+    /// What policies see of the nodes; of requests the caller knows more.
+    pub fn view(&self, model: ModelId, priority: Priority) -> PoolView {
+        let [own, guests, providers] = self.trusts;
+        let (own_holding, own_free) = self.groups.get(&model).map_or((0, 0), |group| group.own(priority));
+        let spilling =
+            self.providers.iter().filter_map(|id| self.nodes.get(id)).map(|node| node.requests.len());
+        let (nodes, spilling) = (self.nodes.len(), spilling.sum());
+        PoolView { nodes, own, guests, providers, own_holding, own_free, spilling, ..PoolView::default() }
+    }
+
+    /// What a holder of a model calls it, and the bytes of its file.
+    pub fn known_as(&self, model: ModelId) -> Option<(&str, u64)> {
+        let id = self.groups.get(&model)?.holders().next()?;
+        let held = &self.nodes.get(&id)?.models.get(&model)?.held;
+        Some((&held.name, held.weights))
+    }
+
     /// Whether less than half of a model's slots on a node are used.
     pub fn has_spare_room(&self, id: NodeId, model: ModelId) -> bool {
         let serving = self.nodes.get(&id).and_then(|node| node.models.get(&model));
@@ -149,6 +171,9 @@ impl Pool {
     pub fn profile(&mut self, now: Time, id: NodeId, profile: Profile) {
         let identity = if profile.identity == 0 { id.0 } else { profile.identity };
         let rests_until = self.breaker.rests(identity).unwrap_or(Time::ZERO);
+        if !self.nodes.contains_key(&id) {
+            self.trusts[Trust::Own as usize] += 1;
+        }
         let node = self.nodes.entry(id).or_insert_with(|| Node {
             name: String::new(),
             identity,
@@ -171,6 +196,12 @@ impl Pool {
         let mut before = std::mem::take(&mut node.models);
         node.memory.told(now, &profile);
         node.name = profile.name;
+        self.trusts[node.trust as usize] -= 1;
+        self.trusts[profile.trust as usize] += 1;
+        match profile.trust {
+            Trust::Provider => _ = self.providers.insert(id),
+            Trust::Own | Trust::Guest => _ = self.providers.remove(&id),
+        }
         node.trust = profile.trust;
         // Anybody can say anything of himself.
         node.labels = if profile.trust == Trust::Guest { Vec::new() } else { profile.labels };
@@ -224,7 +255,7 @@ impl Pool {
             && !node.suspect
             && !node.is_draining()
             && now >= node.rests_until;
-        let priorities = [crate::Priority::Background, crate::Priority::Normal, crate::Priority::Interactive];
+        let priorities = [Priority::Background, Priority::Normal, Priority::Interactive];
         let class = group.class(&serving.held.numerics);
         for until in [serving.busy_until, node.rests_until].into_iter().filter(|until| now < *until) {
             group.pause(id, until);
@@ -232,7 +263,8 @@ impl Pool {
         let open = priorities.map(|priority| fit && serving.has_room(now, priority));
         let fit = fit && now >= serving.busy_until;
         let cost_us = micros(node.round_trip).saturating_add(serving.common_cost_us(COMMON_OUTPUT));
-        group.set(id, Standing { class, cost_us, open, fit });
+        let own = node.trust == Trust::Own;
+        group.set(id, Standing { class, cost_us, open, fit, own });
     }
 
     fn touch_all(&mut self, now: Time, id: NodeId) {
@@ -332,6 +364,8 @@ impl Pool {
     /// A node is gone. Returns it with what it was running.
     pub fn remove(&mut self, now: Time, id: NodeId) -> Option<Node> {
         let mut node = self.nodes.remove(&id)?;
+        self.trusts[node.trust as usize] -= 1;
+        self.providers.remove(&id);
         for (model, serving) in std::mem::take(&mut node.models) {
             self.unhold(id, model, &serving);
         }

@@ -134,6 +134,8 @@ pub struct Generate {
     pub deadline: Option<Duration>,
     /// The first token must come within this after it was submitted; nodes aren't told.
     pub ttft: Option<Duration>,
+    /// What it may cost, at worst, in billionths of a dollar; nodes aren't told.
+    pub max_cost: Option<u64>,
     /// Tenants with different salts share no KV blocks.
     pub salt: u64,
     /// On whose behalf.
@@ -166,6 +168,7 @@ impl Generate {
             priority: Priority::Normal,
             deadline: None,
             ttft: None,
+            max_cost: None,
             salt: 0,
             key: KeyId(0),
             tags: Vec::new(),

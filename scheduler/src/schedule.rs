@@ -7,11 +7,12 @@ mod residency;
 mod timers;
 
 use crate::ledger::Ledger;
+use crate::policy::Terms;
 use crate::pool::{Place, Pool};
 use crate::serving::Prediction;
 use crate::{
-    Balance, BlockKey, Event, Failure, FailureKind, FromNode, Generate, Input, KeyId, KvType, Limits, Load,
-    ModelId, NodeId, NodeView, Output, Policy, Price, Priority, RequestId, Time, ToNode, chain,
+    Balance, BlockKey, Clock, Event, Failure, FailureKind, FromNode, Generate, Input, KeyId, KvType, Limits,
+    Load, ModelId, NodeId, NodeView, Output, Policy, Price, Priority, RequestId, Time, ToNode, chain,
 };
 use audit::Audit;
 use residency::Residency;
@@ -30,6 +31,8 @@ use std::time::Duration;
 pub struct Scheduler {
     limits: Limits,
     policy: Box<dyn Policy>,
+    /// What time it was for people, and when.
+    clock: Option<(Time, Clock)>,
     pool: Pool,
     requests: BTreeMap<RequestId, Request>,
     /// By model: who waits, most important and then oldest first.
@@ -76,6 +79,10 @@ struct Request {
     tried: Vec<NodeId>,
     trouble: Option<String>,
     numerics: Option<String>,
+    /// What policies see of it, where that isn't the request itself.
+    terms: Option<Box<Terms>>,
+    /// When it is looked at again, while it waits.
+    look: Option<Time>,
     busy: u32,
     reader_behind: bool,
     /// Its node was lost.
@@ -135,6 +142,7 @@ impl Scheduler {
     pub fn new(limits: Limits, policy: Box<dyn Policy>, seed: u64) -> Scheduler {
         Scheduler {
             policy,
+            clock: None,
             pool: Pool::default(),
             requests: BTreeMap::new(),
             waiting: BTreeMap::new(),
@@ -149,6 +157,19 @@ impl Scheduler {
             limits,
             random: seed,
         }
+    }
+
+    /// Another policy holds from now on. What runs goes on where it is; what waits may find a place.
+    pub fn set_policy(&mut self, now: Time, policy: Box<dyn Policy>) {
+        self.policy = policy;
+        let models: Vec<ModelId> = self.waiting.keys().copied().collect();
+        models.into_iter().for_each(|model| self.retry(now, model, true));
+    }
+
+    /// What time it is for people. It goes on from there; whoever says it says it again now and then, as clocks are put
+    /// forward and back.
+    pub fn set_clock(&mut self, now: Time, clock: Clock) {
+        self.clock = Some((now, clock));
     }
 
     /// Takes in what happened.
@@ -230,6 +251,11 @@ impl Scheduler {
     }
 
     fn submit(&mut self, now: Time, ask: Box<Generate>) {
+        self.submit_on(now, ask, None);
+    }
+
+    /// Where `terms` are given, policies look at them instead.
+    fn submit_on(&mut self, now: Time, ask: Box<Generate>, terms: Option<Box<Terms>>) {
         let request = ask.request;
         assert!(!self.requests.contains_key(&request), "request numbers are used once");
         let entry = Request {
@@ -241,6 +267,8 @@ impl Scheduler {
             tried: Vec::new(),
             trouble: None,
             numerics: None,
+            terms,
+            look: None,
             busy: 0,
             reader_behind: false,
             bereft: false,
@@ -349,6 +377,7 @@ impl Scheduler {
             }
             if let Place::On(elsewhere, _) = self.search(now, id, Some(node))
                 && elsewhere != node
+                && self.may_go_on(now, id)
             {
                 self.stop_running(now, id);
                 self.requeue(now, id, None);

@@ -7,6 +7,7 @@ mod join;
 mod members;
 mod models;
 mod output;
+mod policy;
 mod pull;
 mod remove;
 mod secure;
@@ -78,6 +79,8 @@ enum Command {
     Drain(members::Drain),
     /// Cut a node off for good
     Revoke(members::Revoke),
+    /// Check, explain and test routing policies
+    Policy(policy::Policy),
     /// Trust the certificate of a scheduler in this network
     Trust(trust::Trust),
     /// Fetch models
@@ -121,6 +124,7 @@ fn run(arguments: Arguments) -> anyhow::Result<()> {
         Command::Admit(command) => command.run(&config),
         Command::Drain(command) => command.run(&config),
         Command::Revoke(command) => command.run(&config),
+        Command::Policy(command) => command.run(&config),
         Command::Trust(command) => command.run(&config),
         Command::Pull(command) => command.run(&config),
         Command::Models(command) => command.run(&config),

@@ -49,6 +49,8 @@ pub struct Config {
     pub output_usd_per_mtok: f64,
     /// What policies know of this machine when it is a node: `kind`, `country`, `zone`, and any other name.
     pub labels: BTreeMap<String, String>,
+    /// The routing policy: a file, or the name of one that comes with weir.
+    pub policy: Option<String>,
     /// Where models are kept; the platform's cache folder where none.
     pub cache: Option<PathBuf>,
     /// A further catalog of models, whose names come before the built-in ones.
@@ -91,6 +93,7 @@ impl Default for Config {
             prompt_usd_per_mtok: 0.0,
             output_usd_per_mtok: 0.0,
             labels: BTreeMap::new(),
+            policy: None,
             cache: None,
             catalog: None,
             state: None,
@@ -166,6 +169,7 @@ impl Config {
             "prompt_usd_per_mtok",
             "output_usd_per_mtok",
             "labels",
+            "policy",
             "cache",
             "catalog",
             "state",
@@ -280,6 +284,7 @@ mod tests {
         check("threads = 0", Err("threads is 0; it must be at least 1"));
         check("context = 31", Err("context is 31; it must be at least 32"));
         check("context = -1", Err("context"));
+        check("policy = 'local-only'", Ok(Config { policy: Some("local-only".into()), ..Config::default() }));
         let labels = BTreeMap::from([("country".into(), "DE".into())]);
         check("labels.country = 'DE'", Ok(Config { labels, ..Config::default() }));
         check("labels.country = 7", Err("labels"));

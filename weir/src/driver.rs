@@ -28,7 +28,7 @@ pub use stock::{stock, stock_here};
 use tokio::sync::{mpsc, oneshot, watch};
 use weir_backends::text::{ChatTemplate, Tokenizer};
 use weir_node::{Machine, Resident, Stock, Worker};
-use weir_scheduler::{Event, Failure, FailureKind, Generate, ModelId, RequestId, Wanted};
+use weir_scheduler::{Clock, Event, Failure, FailureKind, Generate, ModelId, Policy, RequestId, Wanted};
 use weir_transport::{Link, PublicKey};
 
 /// A model that can be asked for.
@@ -194,6 +194,17 @@ impl Driver {
     pub async fn drain(&self, key: PublicKey, on: bool) {
         // Without a conductor nothing is sent anyway.
         _ = self.inner.commands.send(Command::Drain { key, on }).await;
+    }
+
+    /// Another policy holds from now on.
+    pub async fn set_policy(&self, policy: Box<dyn Policy>) {
+        // Without a conductor nothing is placed anyway.
+        _ = self.inner.commands.send(Command::Policy(policy)).await;
+    }
+
+    /// What time it is, for policies that ask.
+    pub async fn set_clock(&self, clock: Clock) {
+        _ = self.inner.commands.send(Command::Clock(clock)).await;
     }
 
     /// The nodes that are connected.

@@ -9,4 +9,5 @@ pub mod driver;
 pub mod gateway;
 mod lan;
 mod once;
+pub mod policy;
 mod private;

@@ -27,7 +27,7 @@ cargo xtask golden                makes the golden logits again (needs cmake and
 cargo xtask sim [--seeds N]       the scheduler under virtual time: N seeds of faults, placement and what it costs
 cargo xtask web                   the browser's engine and SDK, in web/dist
 cargo xtask web test              the same, and its tests in Chromium
-cargo xtask fuzz [TARGET] [SECONDS] fuzzes what reads model files (reader) and frames (frames)";
+cargo xtask fuzz [TARGET] [SECONDS] fuzzes what reads model files (reader), frames (frames), policies (policies)";
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();

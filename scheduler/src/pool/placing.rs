@@ -2,7 +2,9 @@
 use super::{Node, Place, Pool, Refusal, Search};
 use crate::group::Group;
 use crate::serving::Prediction;
-use crate::{BlockKey, Generate, ModelId, NodeId, Offer, Time, Trust};
+use crate::{BlockKey, Denial, Generate, ModelId, NodeId, Offer, OnLoss, Time, Trust};
+use std::collections::BTreeMap;
+use std::fmt;
 use std::time::Duration;
 
 /// Candidates of each kind: with the prompt's beginning in the cache, the soonest done (of each numerics), at random.
@@ -13,33 +15,63 @@ const DRAW_RANDOM: usize = 2;
 /// predictions err.
 const WORTH_WAITING: f64 = 0.7;
 
+/// Offers that are considered where none of those drawn will do, at most: the soonest done come first.
+const LATER_MAX: usize = 256;
+/// Rules that are named to whom they refuse, at most.
+const NAMED_MAX: usize = 4;
+
+/// Why a node may not have a request.
+#[derive(Clone, Copy)]
+enum Denied<'a> {
+    Private(Trust),
+    /// What it may cost there, and what is left of the key's budget.
+    Budget(u64, u64),
+    /// And what the request itself may cost.
+    MaxCost(u64, u64),
+    /// It has tokens, and those that follow would be other ones.
+    Inexact,
+    Policy(Denial<'a>),
+}
+
 /// What one node is to a request.
-enum Considered {
+enum Considered<'a> {
     /// It can have it, at that cost.
     On(f64, Prediction),
     /// It could, but has no room, at least not before then; at what cost if it had.
     Full(f64, Prediction, Option<Time>),
     /// It could, but fails too often.
     Resting(f64, Prediction),
-    Refused(String),
+    Refused(Denied<'a>),
     Unfit,
 }
 
 impl Pool {
-    /// The best node for a request: of a few that are drawn, or of all, if none of those will do.
-    pub fn place(&mut self, ask: &Generate, search: &Search<'_>) -> Place {
-        let over = self.groups.get_mut(&ask.model).map(|group| group.resumed(search.now)).unwrap_or_default();
+    /// Takes note of the holders of a model whose pause is over: due before a search.
+    pub fn wake(&mut self, now: Time, model: ModelId) {
+        let over = self.groups.get_mut(&model).map(|group| group.resumed(now)).unwrap_or_default();
         for id in over {
-            self.touch(search.now, id, ask.model);
+            self.touch(now, id, model);
         }
+    }
+
+    /// The best node for a request: of a few that are drawn, or of those soonest done, if none of the former will do.
+    pub fn place(&self, ask: &Generate, search: &Search<'_>) -> Place {
         let Some(group) = self.groups.get(&ask.model) else { return Place::Never(Refusal::NoModel) };
         let mut drawn = group.with_prefix(search.keys, search.draw, DRAW_PREFIX);
         drawn.extend(group.best(ask.priority, DRAW_BEST));
-        drawn.extend(
-            (0..DRAW_RANDOM as u32).filter_map(|n| group.drawn(search.draw.rotate_left(17 * (n + 1)))),
-        );
+        match search.breadth {
+            0 => drawn.extend(
+                (0..DRAW_RANDOM as u32).filter_map(|n| group.drawn(search.draw.rotate_left(17 * (n + 1)))),
+            ),
+            most => {
+                drawn.extend(group.some(search.draw, most));
+                drawn.sort_unstable();
+                drawn.dedup();
+            }
+        }
         let best = self.best_of(ask, search, drawn.into_iter());
-        match best.or_else(|| self.best_of(ask, search, group.open(ask.priority))) {
+        let open = || group.open(ask.priority).take(LATER_MAX);
+        match best.or_else(|| self.best_of(ask, search, open())) {
             Some((cost, id, prediction)) => match self.sooner_elsewhere(cost, ask, search, group) {
                 Some(at) => Place::Wait(Some(at)),
                 None => Place::On(id, prediction),
@@ -48,7 +80,7 @@ impl Pool {
         }
     }
 
-    /// Whether a request that could go somewhere at this cost (in seconds, as the policy counts) had better wait for a
+    /// Whether a request that could go somewhere at this cost (as the policy counts) had better wait for a
     /// place on a faster node; and when to look again, if none becomes free before.
     fn sooner_elsewhere(
         &self,
@@ -58,6 +90,7 @@ impl Pool {
         group: &Group,
     ) -> Option<Time> {
         let (mut places_per_s, mut least) = (0.0, f64::MAX);
+        let second = search.decision.second();
         for id in group.best_full(ask.priority, DRAW_BEST) {
             if let Considered::Full(there, prediction, _) = self.consider(id, ask, search)
                 && there < cost
@@ -70,7 +103,7 @@ impl Pool {
             }
         }
         let wait_s = (search.ahead + 1) as f64 / places_per_s;
-        (wait_s + least < WORTH_WAITING * cost)
+        (second * wait_s + least < cost - (1.0 - WORTH_WAITING) * cost.abs())
             .then(|| search.now + Duration::from_secs_f64(wait_s.clamp(0.01, 10.0)))
     }
 
@@ -107,7 +140,8 @@ impl Pool {
 
     /// Nobody has room: whether somebody will, or who rests is to be asked after all, or why it can never be.
     fn wait_or_give_up(&self, ask: &Generate, search: &Search<'_>, group: &Group) -> Place {
-        let (mut longest, mut refusal) = (0, None);
+        let mut longest = 0;
+        let mut refusals: BTreeMap<String, u32> = BTreeMap::new();
         let mut resting: Option<(f64, NodeId, Prediction)> = None;
         for id in group.holders() {
             longest = longest.max(self.context(id, ask.model));
@@ -119,16 +153,21 @@ impl Pool {
                         resting = Some((cost, id, prediction));
                     }
                 }
-                Considered::Refused(reason) => refusal = Some(reason),
+                Considered::Refused(denied) => {
+                    let reason = denied.to_string();
+                    if refusals.len() < NAMED_MAX || refusals.contains_key(&reason) {
+                        *refusals.entry(reason).or_default() += 1;
+                    }
+                }
                 Considered::Unfit => {}
             }
         }
         let tokens = (ask.prompt.len() + ask.output.len()) as u64;
-        match (resting, refusal) {
-            (Some((_, id, prediction)), _) => Place::On(id, prediction),
+        match resting {
+            Some((_, id, prediction)) => Place::On(id, prediction),
             _ if tokens >= u64::from(longest) => Place::Never(Refusal::TooLong { longest }),
-            (None, Some(reason)) => Place::Never(Refusal::Policy(reason)),
-            (None, None) => Place::Never(Refusal::Exhausted),
+            None if refusals.is_empty() => Place::Never(Refusal::Exhausted),
+            None => Place::Never(Refusal::Policy(said(&refusals))),
         }
     }
 
@@ -136,7 +175,7 @@ impl Pool {
         self.nodes.get(&id).and_then(|n| n.models.get(&model)).map_or(0, |s| s.held.context)
     }
 
-    fn consider(&self, id: NodeId, ask: &Generate, search: &Search<'_>) -> Considered {
+    fn consider<'a>(&'a self, id: NodeId, ask: &Generate, search: &Search<'a>) -> Considered<'a> {
         let Some(node) = self.nodes.get(&id) else { return Considered::Unfit };
         let Some(serving) = node.models.get(&ask.model) else { return Considered::Unfit };
         let tokens = (ask.prompt.len() + ask.output.len()) as u64;
@@ -149,7 +188,15 @@ impl Pool {
             return Considered::Unfit;
         }
         if node.trust != Trust::Own && ask.is_private() {
-            return Considered::Refused(format!("it is private, and {} is a {}", node.name, node.trust));
+            return Considered::Refused(Denied::Private(node.trust));
+        }
+        let left = u64::from(ask.max_tokens).saturating_sub(ask.output.len() as u64);
+        let worst = node.price.of(tokens, left);
+        if worst > search.budget {
+            return Considered::Refused(Denied::Budget(worst, search.budget));
+        }
+        if let Some(most) = ask.max_cost.filter(|most| worst > *most) {
+            return Considered::Refused(Denied::MaxCost(worst, most));
         }
         let prediction = serving.predict(tokens, search.keys).at_distance(node.round_trip);
         let offer = Offer {
@@ -158,28 +205,25 @@ impl Pool {
             trust: node.trust,
             labels: &node.labels,
             held: &serving.held,
+            resident: true,
             running: serving.total(),
             ttft: prediction.ttft,
             total: prediction.total(search.expected_output),
             burden: prediction.burden(search.expected_output),
+            price: node.price,
+            worst,
             cost: node.price.of(tokens - prediction.cached, u64::from(search.expected_output)),
             late: search.first_by.is_some_and(|by| search.now + prediction.ttft > by),
             same_numerics: search.numerics.is_none_or(|n| n == serving.held.numerics),
         };
-        let left = u64::from(ask.max_tokens).saturating_sub(ask.output.len() as u64);
-        let worst = node.price.of(tokens, left);
-        if worst > search.budget {
-            let dollars = |amount: u64| amount as f64 / 1e9;
-            let (worst, left) = (dollars(worst), dollars(search.budget));
-            return Considered::Refused(format!(
-                "it may cost ${worst:.6}, and ${left:.6} of the key's budget are left"
-            ));
+        if !offer.same_numerics && search.decision.on_loss() == OnLoss::Restart {
+            return Considered::Refused(Denied::Inexact);
         }
-        if let Err(reason) = search.policy.admits(ask, &offer) {
-            return Considered::Refused(reason);
+        if let Err(denial) = search.decision.admits(&offer) {
+            return Considered::Refused(Denied::Policy(denial));
         }
         let now = search.now;
-        let cost = search.policy.cost(ask, &offer);
+        let cost = search.decision.cost(&offer);
         if node.suspect || !serving.has_room(now, ask.priority) {
             return Considered::Full(cost, prediction, Some(serving.busy_until).filter(|until| *until > now));
         }
@@ -188,4 +232,32 @@ impl Pool {
             false => Considered::On(cost, prediction),
         }
     }
+}
+
+impl fmt::Display for Denied<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let dollars = |amount: u64| amount as f64 / 1e9;
+        match *self {
+            Denied::Private(trust) => write!(f, "it is private, and this is a {trust}"),
+            Denied::Budget(worst, left) => {
+                let (worst, left) = (dollars(worst), dollars(left));
+                write!(f, "it may cost ${worst:.6}, and ${left:.6} of the key's budget are left")
+            }
+            Denied::MaxCost(worst, most) => {
+                let (worst, most) = (dollars(worst), dollars(most));
+                write!(f, "it may cost ${worst:.6} there, and no more than ${most:.6} is wanted")
+            }
+            Denied::Inexact => f.write_str("it can't be gone on with exactly, and the policy wants no less"),
+            Denied::Policy(Denial { rule, why }) => write!(f, "rule `{rule}`: {why}"),
+        }
+    }
+}
+
+/// All reasons, each with how many nodes it holds for.
+fn said(refusals: &BTreeMap<String, u32>) -> String {
+    let each = refusals.iter().map(|(reason, nodes)| match nodes {
+        1 => reason.clone(),
+        _ => format!("{reason} ({nodes} nodes)"),
+    });
+    each.collect::<Vec<_>>().join("; ")
 }

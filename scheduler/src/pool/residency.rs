@@ -246,6 +246,17 @@ impl Pool {
         Some((serving.held.weights, model, token_time))
     }
 
+    /// The first of these models that a node holds; else the first that one could load.
+    pub fn named(&self, names: &[String]) -> Option<ModelId> {
+        let called =
+            |model: &ModelId, name: &str| self.known_as(*model).is_some_and(|(known, _)| known == name);
+        let held = |name: &String| self.groups.keys().copied().find(|m| called(m, name) && self.is_here(*m));
+        let offers =
+            || self.nodes.values().filter(|node| !node.is_draining()).flat_map(|n| n.memory.offers());
+        let offered = |name: &String| offers().find(|offer| offer.name == *name).map(|offer| offer.model);
+        names.iter().find_map(held).or_else(|| names.iter().find_map(offered))
+    }
+
     /// The same of what nodes could load, by the reckoning that a token reads all weights.
     fn loadable(&self) -> Vec<(u64, ModelId, Duration)> {
         let mut best: BTreeMap<ModelId, (u64, Duration)> = BTreeMap::new();

@@ -4,6 +4,7 @@
 //! position, what are the likeliest next ones? So the guest's own text is what it is measured by, token for token, and a
 //! near tie that fell the other way costs it nothing later on.
 use super::{Phase, Request, Scheduler};
+use crate::policy::Terms;
 use crate::{Event, Generate, NodeId, Output, PRIVATE, Priority, RequestId, Sampling, Time, Token};
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -71,6 +72,7 @@ impl Scheduler {
             return;
         }
         let Some(Request { ask, .. }) = self.requests.get(&id) else { return };
+        let terms = Terms::of(ask);
         let (model, prompt, output, salt) = (ask.model, ask.prompt.clone(), ask.output.clone(), ask.salt);
         let first = output.len() as u64 - tokens.min(output.len() as u64);
         for _ in 0..POSITIONS.min(tokens) {
@@ -79,7 +81,7 @@ impl Scheduler {
             let check = RequestId(RequestId::OWN | self.audit.so_far);
             self.audit.checks.insert(check, Check { guest, token: output[at] });
             let known = [prompt.as_slice(), &output[..at]].concat();
-            self.submit(
+            self.submit_on(
                 now,
                 Box::new(Generate {
                     request: check,
@@ -91,6 +93,7 @@ impl Scheduler {
                     tags: vec![(PRIVATE.into(), String::new())],
                     ..Generate::new(model, known, 1)
                 }),
+                Some(Box::new(terms.clone())),
             );
         }
     }

@@ -118,6 +118,11 @@ impl Scheduler {
         if let Phase::Running(run) = &request.phase {
             request.tried.push(run.node);
         }
+        if !self.may_go_on(now, id) {
+            let message = format!("{reason}; by the policy nobody else goes on with it");
+            return self.end_failed(now, id, FailureKind::Internal, message);
+        }
+        let Some(request) = self.requests.get_mut(&id) else { return };
         request.trouble = Some(reason);
         self.requeue(now, id, None);
         self.place(now, id);

@@ -2,8 +2,9 @@
 use super::{Phase, Request, Run, Scheduler};
 use crate::pool::{Bring, Place, Refusal, Search};
 use crate::serving::Prediction;
-use crate::{FailureKind, ModelId, NodeId, Output, RequestId, Time, ToNode};
+use crate::{Ask, Clock, FailureKind, ModelId, NodeId, OnLoss, Output, PoolView, RequestId, Time, ToNode};
 use std::cmp::Reverse;
+use std::collections::BTreeSet;
 
 /// Requests that are counted as waiting before one, at most.
 const AHEAD_MAX: usize = 256;
@@ -67,6 +68,7 @@ impl Scheduler {
             }
             Place::Wait(until) => {
                 request.orphaned = None;
+                request.look = self.policy.looks_again().map(|after| now + after);
                 self.requeue(now, id, until);
                 self.look_at(now + self.limits.crowded_after);
                 true
@@ -118,11 +120,16 @@ impl Scheduler {
     pub(super) fn search(&mut self, now: Time, id: RequestId, not_on: Option<NodeId>) -> Place {
         let draw = self.draw();
         let Some(request) = self.requests.get(&id) else { return Place::Wait(None) };
+        self.pool.wake(now, request.ask.model);
         let left = request.ask.max_tokens.saturating_sub(request.ask.output.len() as u32);
+        let view = if self.policy.looks_at_pool() { self.view(now, request) } else { PoolView::default() };
+        let ask = self.seen(now, request);
+        let decision = self.policy.begin(&ask, &view);
         let tried: Vec<NodeId> = request.tried.iter().copied().chain(not_on).collect();
         let search = Search {
             now,
-            policy: self.policy.as_ref(),
+            decision: decision.as_ref(),
+            breadth: self.policy.breadth(),
             tried: &tried,
             numerics: request.numerics.as_deref(),
             expected_output: left.min(self.expected_output as u32),
@@ -133,6 +140,64 @@ impl Scheduler {
             ahead: self.ahead(id, request),
         };
         self.pool.place(&request.ask, &search)
+    }
+
+    /// What policies see of a request.
+    fn seen<'a>(&'a self, now: Time, request: &'a Request) -> Ask<'a> {
+        let ask = &request.ask;
+        let known = if self.policy.looks_at_pool() { self.pool.known_as(ask.model) } else { None };
+        let (model, model_bytes) = known.unwrap_or_default();
+        let count = |tokens: usize| u32::try_from(tokens).unwrap_or(u32::MAX);
+        let seen = Ask {
+            key: ask.key,
+            tags: &ask.tags,
+            priority: ask.priority,
+            prompt_tokens: count(ask.prompt.len()),
+            max_tokens: ask.max_tokens,
+            output_tokens: count(ask.output.len()),
+            model,
+            model_bytes,
+            ttft: ask.ttft,
+            deadline: request.deadline.map(|at| at.since(now)),
+            max_cost: ask.max_cost,
+            waited: now.since(request.submitted),
+        };
+        match &request.terms {
+            None => seen,
+            Some(terms) => Ask {
+                key: terms.key,
+                tags: &terms.tags,
+                priority: terms.priority,
+                prompt_tokens: terms.prompt_tokens,
+                max_tokens: terms.max_tokens,
+                ..seen
+            },
+        }
+    }
+
+    /// What policies see of the pool.
+    fn view(&self, now: Time, request: &Request) -> PoolView {
+        let ask = &request.ask;
+        let itself = usize::from(matches!(request.phase, Phase::Waiting { .. }));
+        let same = self.waiting.get(&ask.model).map_or(0, BTreeSet::len);
+        let clock = self.clock.map(|(since, clock)| Clock {
+            unix_s: clock.unix_s.saturating_add_unsigned(now.since(since).as_secs()),
+            ..clock
+        });
+        PoolView {
+            queue: same.saturating_sub(itself),
+            waiting: self.waiting_total.saturating_sub(itself),
+            running: self.requests.len() - self.waiting_total,
+            clock,
+            ..self.pool.view(ask.model, ask.priority)
+        }
+    }
+
+    /// Whether the policy lets another node go on with a request that has tokens and has lost its own.
+    pub(super) fn may_go_on(&self, now: Time, id: RequestId) -> bool {
+        let Some(request) = self.requests.get(&id).filter(|r| !r.ask.output.is_empty()) else { return true };
+        let (view, ask) = (self.view(now, request), self.seen(now, request));
+        self.policy.begin(&ask, &view).on_loss() != OnLoss::Fail
     }
 
     /// How many wait for the same model before this request; counted up to a bound, beyond which it makes no difference.

@@ -21,7 +21,9 @@ impl Scheduler {
     pub(super) fn want(&mut self, now: Time, want: u64, wanted: Wanted) {
         let model = match wanted {
             Wanted::Model(model) => Some(model),
-            Wanted::Class(class) => self.pool.of_class(class),
+            Wanted::Class(class) => {
+                self.pool.named(self.policy.class(class)).or_else(|| self.pool.of_class(class))
+            }
         };
         let Some(model) = model else {
             let message = "no node holds a model or can load one";

@@ -7,7 +7,7 @@ impl Scheduler {
     /// When a request needs a look.
     fn due(&self, request: &Request) -> Option<Time> {
         let by_phase = match &request.phase {
-            Phase::Waiting { until } => [*until, request.orphaned].into_iter().flatten().min(),
+            Phase::Waiting { until } => [*until, request.orphaned, request.look].into_iter().flatten().min(),
             Phase::Running(_) if request.reader_behind => None,
             Phase::Running(run) => {
                 let hedge_at = run.hedge_at.filter(|_| run.first.is_none()).unwrap_or(Time(u64::MAX));
@@ -81,6 +81,8 @@ impl Scheduler {
         if matches!(&request.phase, Phase::Running(run) if slow(run)) {
             self.hedge(now, id);
         }
+        let Some(request) = self.requests.get_mut(&id) else { return };
+        request.look = None;
         let Some(request) = self.requests.get(&id) else { return };
         match &request.phase {
             Phase::Running(run) if self.due(request).is_some_and(|due| due <= now) => {
@@ -99,6 +101,7 @@ impl Scheduler {
     fn stalled(&mut self, now: Time, id: RequestId, node: NodeId) {
         let reason = format!("node {} made no progress", self.node_name(node));
         let elsewhere = self.search(now, id, Some(node));
+        let may_move = matches!(elsewhere, Place::On(..)) && self.may_go_on(now, id);
         let Some(request) = self.requests.get_mut(&id) else { return };
         let Phase::Running(run) = &mut request.phase else { return };
         run.stalls += 1;
@@ -106,7 +109,7 @@ impl Scheduler {
         if request.rival.is_some() {
             self.pool.failed(now, node);
             self.falls_back(now, id, node, true);
-        } else if matches!(elsewhere, Place::On(..)) {
+        } else if may_move {
             self.pool.failed(now, node);
             self.stop_running(now, id);
             self.displace(now, id, reason);

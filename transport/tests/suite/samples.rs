@@ -45,6 +45,7 @@ pub(crate) fn ask() -> Generate {
         priority: Priority::Interactive,
         deadline: Some(Duration::from_millis(1500)),
         ttft: None,
+        max_cost: None,
         salt: 99,
         key: KeyId(3),
         tags: vec![("team".into(), "blau".into())],

@@ -9,6 +9,7 @@ use crate::config::Config;
 use crate::driver::{Driver, DriverConfig, Port, stock_here};
 use crate::gateway::{AdminConfig, Gateway, GatewayConfig};
 use crate::lan::{self, Announcement};
+use crate::policy::Source;
 use std::io::{IsTerminal, Write, stderr, stdout};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -30,6 +31,7 @@ Examples:
   weir serve --listen 0.0.0.0:8484       other machines can join, too
   weir serve --listen 0.0.0.0:8484 --no-node
   WEIR_API_KEY=secret weir serve --http 0.0.0.0:8484
+  weir serve --policy spill-when-busy
   weir serve --model null                made-up tokens, for load tests")]
 pub(super) struct Serve {
     /// Listen here; port 0 takes any free one [default: 127.0.0.1:8484]
@@ -50,6 +52,10 @@ pub(super) struct Serve {
     /// Hold no model here: only nodes that join do
     #[arg(long, requires = "listen", conflicts_with = "model")]
     no_node: bool,
+    /// Where requests may go: a policy file, which may change meanwhile, or the name of a policy that comes with weir (see
+    /// `weir policy show`) [default: whoever is done first, but no provider]
+    #[arg(long, value_name = "FILE")]
+    policy: Option<String>,
     /// Where the cluster's key and members are kept
     #[arg(long, value_name = "DIR")]
     state: Option<PathBuf>,
@@ -69,6 +75,9 @@ impl Serve {
         };
         let models = names.into_iter().map(|n| find(config, n)).collect::<anyhow::Result<Vec<_>>>()?;
         let mut gateway = self.gateway(config)?;
+        let policy =
+            self.policy.as_ref().or(config.policy.as_ref()).map(|name| Source::named(name)).transpose()?;
+        policy.as_ref().map(Source::load).transpose()?;
         super::runtime()?.block_on(async {
             let device = device_options(config);
             let driver = DriverConfig { models, device, labels: config.labels(), no_node: self.no_node };
@@ -79,6 +88,9 @@ impl Serve {
                     Driver::start_with(driver, machine(config, device)?, stock).await?
                 }
             };
+            if let Some(policy) = policy {
+                policy.follow(driver.clone()).await?;
+            }
             let house = self.listen.map(|at| self.open_house(config, &driver, at)).transpose()?;
             gateway.admin = house.as_ref().map(|house| house.admin.clone());
             let gateway = Gateway::bind(driver.clone(), gateway).await?;

@@ -12,8 +12,8 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::AbortHandle;
 use tokio::time::{Sleep, sleep_until};
 use weir_scheduler::{
-    Event, Failure, FailureKind, FromNode, Generate, Input, ModelId, NodeId, Output, Profile, RequestId,
-    Scheduler, Time, ToNode, Wanted,
+    Clock, Event, Failure, FailureKind, FromNode, Generate, Input, ModelId, NodeId, Output, Policy, Profile,
+    RequestId, Scheduler, Time, ToNode, Wanted,
 };
 use weir_transport::{Link, Order, PublicKey};
 
@@ -56,6 +56,10 @@ pub(super) enum Command {
     Drain { key: PublicKey, on: bool },
     /// Somebody is about to ask for a model.
     Want { model: Wanted, reply: oneshot::Sender<Result<ModelId, Failure>> },
+    /// Another policy holds from now on.
+    Policy(Box<dyn Policy>),
+    /// What time it is for people.
+    Clock(Clock),
     /// Who is connected.
     Survey(oneshot::Sender<Vec<NodeInfo>>),
     /// What happens from now on.
@@ -233,6 +237,11 @@ impl Conductor {
                 self.wants.insert(self.wants_so_far, reply);
                 self.handle(Input::Want { want: self.wants_so_far, model });
             }
+            Command::Policy(policy) => {
+                self.scheduler.set_policy(self.now(), policy);
+                self.act(None);
+            }
+            Command::Clock(clock) => self.scheduler.set_clock(self.now(), clock),
             // Whoever asked may have stopped waiting.
             Command::Survey(reply) => _ = reply.send(self.survey()),
             Command::Watch(reader) => self.news.add(reader),

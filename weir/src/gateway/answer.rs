@@ -133,6 +133,7 @@ async fn start(
                 priority: request.priority,
                 deadline: Some(shared.limits.request_timeout),
                 ttft: request.ttft,
+                max_cost: request.max_cost,
                 salt: 0,
                 key: KeyId(0),
                 tags: request.tags.clone(),

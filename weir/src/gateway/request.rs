@@ -39,6 +39,8 @@ pub(super) struct Request {
     pub(super) tags: Vec<(String, String)>,
     /// The first token must come within this.
     pub(super) ttft: Option<Duration>,
+    /// Billionths of a dollar.
+    pub(super) max_cost: Option<u64>,
 }
 
 /// What is to be continued.
@@ -91,7 +93,7 @@ impl Request {
         let ignore_eos = fields.boolean("ignore_eos")?.unwrap_or(false);
         let stream = fields.boolean("stream")?.unwrap_or(false);
         let include_usage = include_usage(&mut fields, stream)?;
-        let WeirOptions { priority, tags, ttft, class: _ } = options;
+        let WeirOptions { priority, tags, ttft, max_cost, class: _ } = options;
         Ok(Request {
             api,
             model,
@@ -107,6 +109,7 @@ impl Request {
             priority,
             tags,
             ttft,
+            max_cost,
         })
     }
 }
@@ -395,13 +398,15 @@ fn include_usage(fields: &mut Fields, stream: bool) -> Result<bool, ApiError> {
     Ok(options.boolean("include_usage")?.unwrap_or(false))
 }
 
-/// The `weir` object: who goes first, labels that policies look at, how long the first token may take, and a class of models
-/// that counts instead of the model that is named: many programs can only name one.
+/// The `weir` object: who goes first, labels that policies look at, how long the first token may take, what all may cost, and
+/// a class of models that counts instead of the model that is named: many programs can only name one.
 #[derive(Default)]
 struct WeirOptions {
     priority: Priority,
     tags: Vec<(String, String)>,
     ttft: Option<Duration>,
+    /// Billionths of a dollar.
+    max_cost: Option<u64>,
     class: Option<Class>,
 }
 
@@ -434,6 +439,7 @@ fn weir_options(fields: &mut Fields) -> Result<WeirOptions, ApiError> {
         })
         .collect::<Result<_, _>>()?;
     let ttft = options.integer("ttft_ms", 1..=86_400_000).map_err(within)?;
+    let max_usd = options.number("max_usd", 0.0..=1e6).map_err(within)?;
     let class = match options.string("model_size").map_err(within)? {
         None => None,
         Some(name) => Some(Class::named(&name).ok_or_else(|| {
@@ -441,7 +447,13 @@ fn weir_options(fields: &mut Fields) -> Result<WeirOptions, ApiError> {
             ApiError::field("weir.model_size", "invalid_value", message)
         })?),
     };
-    Ok(WeirOptions { priority, tags, ttft: ttft.map(|ms| Duration::from_millis(ms as u64)), class })
+    Ok(WeirOptions {
+        priority,
+        tags,
+        ttft: ttft.map(|ms| Duration::from_millis(ms as u64)),
+        max_cost: max_usd.map(|usd| (f64::from(usd) * 1e9).round() as u64),
+        class,
+    })
 }
 
 fn missing(param: impl Into<String>) -> ApiError {

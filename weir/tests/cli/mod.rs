@@ -252,3 +252,48 @@ fn an_interrupted_answer_ends_with_130() {
     assert_eq!(ran.code, Some(130), "{}", ran.err);
     assert!(ran.out.starts_with("la la ") && ran.out.ends_with('\n'), "{:?}", ran.out);
 }
+
+#[test]
+fn policies_are_checked_explained_and_tested() {
+    let machine = Machine::new();
+    machine.run(&["policy", "check", "spill-when-busy"]).check(0, "", &[]);
+    let path = machine.path().join("house.toml");
+    std::fs::write(&path, "[[require]]\nthat = \"node.trsut == 'own'\"\n").unwrap();
+    let wrong = ["house.toml:2:14: ", "did you mean `node.trust`?", "has a mistake"];
+    machine.run(&["policy", "check", "house.toml"]).check(1, "", &wrong);
+    machine.run(&["serve", "--policy", "house.toml", "--model", "null"]).check(1, "", &wrong[..2]);
+    machine.run(&["serve", "--policy", "hous.toml"]).check(1, "", &["there is no policy file", "cheapest"]);
+    let told = machine.run(&["policy", "check", "house.toml", "--json"]);
+    let told: Value = serde_json::from_str(&told.out).unwrap();
+    assert_eq!((&told["errors"][0]["line"], &told["errors"][0]["column"]), (&2.into(), &14.into()));
+
+    let shown = machine.run(&["policy", "show", "private-stays-home"]);
+    std::fs::write(&path, &shown.out).unwrap();
+    let pool = "[[node]]\nname = 'desk'\nmodels = [{ name = 'm' }]\n\
+                [[node]]\nname = 'tab'\ntrust = 'guest'\nmodels = [{ name = 'm', token_ms = 1 }]\n";
+    std::fs::write(machine.path().join("pool.toml"), pool).unwrap();
+    let request = br#"{"model": "m", "messages": [{"role": "user", "content": "Hi"}], "weir": {"tags": {"private": ""}}}"#;
+    let arguments = ["policy", "explain", "house.toml", "--request", "-", "--pool", "pool.toml"];
+    let told = machine.fed(&arguments, request);
+    assert!(
+        told.out.contains("It goes to desk.") && told.out.contains("dropped"),
+        "{}{}",
+        told.out,
+        told.err
+    );
+    let told = machine.fed(&[&arguments[..], &["--json"]].concat(), request);
+    let told: Value = serde_json::from_str(&told.out).unwrap();
+    assert_eq!(told["outcome"]["goes"], "desk");
+    assert_eq!(told["nodes"][1]["rule"], "private");
+
+    let case = |expect: &str| {
+        format!("policy = 'house.toml'\n{pool}[[case]]\nrequest = {{ model = 'm' }}\nexpect = '{expect}'\n")
+    };
+    std::fs::write(machine.path().join("right.toml"), case("tab")).unwrap();
+    machine.run(&["policy", "test", "right.toml"]).check(0, "", &["1 cases go as expected"]);
+    std::fs::write(machine.path().join("wrong.toml"), case("desk")).unwrap();
+    let told = machine.run(&["policy", "test", "wrong.toml"]);
+    assert!(told.code == Some(1) && told.out.contains("expected `desk`, and came to `tab`"), "{}", told.out);
+    let schema: Value = serde_json::from_str(&machine.run(&["policy", "schema"]).out).unwrap();
+    assert!(schema["properties"]["require"].is_object());
+}
