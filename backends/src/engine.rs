@@ -4,6 +4,7 @@
 //! on a thread of its own and is what the rest of a node holds.
 
 mod blocks;
+mod draft;
 #[cfg(not(target_arch = "wasm32"))]
 mod handle;
 mod schedule;
@@ -18,6 +19,7 @@ pub use vocabulary::Vocabulary;
 
 use crate::program::{DeviceError, KvLayout, Program, SegmentOutput, StepOutput};
 use blocks::BlockPool;
+use draft::Pace;
 use sequence::{Flushed, Outbox, Rank, Sequence};
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -39,6 +41,21 @@ pub struct EngineConfig {
     /// Most rows of prompts in one step, all sequences together: longer ones are spread over several steps, in which
     /// others go on decoding.
     pub prefill_chunk: u32,
+    /// Whether several tokens of a sequence are computed in one step where the next ones can be guessed. The tokens are
+    /// the same either way.
+    pub speculation: Speculation,
+}
+
+/// When the next tokens are guessed, to be checked in one step.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Speculation {
+    /// Where it has been seen to pay.
+    #[default]
+    Auto,
+    /// Never.
+    Off,
+    /// So many wherever there is a guess, whether it pays or not: for tests and benches.
+    Always(u8),
 }
 
 impl EngineConfig {
@@ -100,6 +117,10 @@ pub struct EngineStatus {
     pub prompt_tokens: u64,
     /// Steps since the start.
     pub steps: u64,
+    /// Tokens that were guessed and checked since the start.
+    pub guessed: u64,
+    /// Of those, the ones that were right: each has saved a step.
+    pub guessed_right: u64,
     /// How long the engine has been without a finished step although it had work that nobody else held up; else zero.
     pub last_step_age: Duration,
     /// Why the device can't go on; every request is refused then.
@@ -140,7 +161,7 @@ pub struct Engine {
     waiting: VecDeque<Box<Sequence>>,
     /// Last events of sequences that have ended.
     draining: Vec<Outbox>,
-    in_flight: VecDeque<Vec<Flight>>,
+    in_flight: VecDeque<Step>,
     /// Sequences so far, runs so far.
     ages: u64,
     runs: u64,
@@ -149,10 +170,34 @@ pub struct Engine {
     tokens_generated: u64,
     prompt_tokens: u64,
     steps: u64,
+    guessed: u64,
+    guessed_right: u64,
     last_progress: Time,
+    pace: Pace,
+    /// When a step of decoding was last known to be done.
+    last_done: Time,
+    /// The step that was taken in the call before, until the time is known.
+    took: Option<Taken>,
     failed: Option<String>,
     /// Kept to save its allocation.
     ranked: Vec<(Rank, usize)>,
+}
+
+/// A step in flight.
+#[derive(Debug)]
+struct Step {
+    flights: Vec<Flight>,
+    /// Rows, where all of them decode.
+    decoding: Option<usize>,
+    submitted: Time,
+}
+
+/// A step of decoding that is done.
+#[derive(Clone, Copy, Debug)]
+struct Taken {
+    rows: usize,
+    /// When it was submitted, or when the one ahead of it was done, if that was later.
+    since: Time,
 }
 
 /// A segment of a step in flight.
@@ -182,7 +227,12 @@ impl Engine {
             tokens_generated: 0,
             prompt_tokens: 0,
             steps: 0,
+            guessed: 0,
+            guessed_right: 0,
             last_progress: Time::ZERO,
+            pace: Pace::default(),
+            last_done: Time::ZERO,
+            took: None,
             failed: None,
             ranked: Vec::new(),
         }
@@ -230,6 +280,11 @@ impl Engine {
 
     /// Delivers, admits, submits as many steps as the program takes, and reads what it has finished.
     pub fn step(&mut self, now: Time) -> Progress {
+        // A device without a clock of its own computes while it is asked: only now is it known how long that took.
+        if let Some(Taken { rows, since }) = self.took.take() {
+            self.pace.took(rows, now.since(since));
+            self.last_done = now;
+        }
         self.end_where(FailureKind::Deadline, "the deadline passed", |s| {
             s.deadline.is_some_and(|d| d <= now)
         });
@@ -240,12 +295,12 @@ impl Engine {
         let depth = self.program.depth().max(1);
         while self.in_flight.len() < depth {
             self.admit(now);
-            let Some((batch, flights)) = self.schedule() else { break };
+            let Some((batch, flights, decoding)) = self.schedule() else { break };
             if let Err(error) = self.program.submit(batch) {
                 self.lose(&error);
                 return Progress::Worked;
             }
-            self.in_flight.push_back(flights);
+            self.in_flight.push_back(Step { flights, decoding, submitted: now });
         }
         if self.in_flight.is_empty() {
             self.last_progress = now;
@@ -290,6 +345,8 @@ impl Engine {
             tokens_generated: self.tokens_generated,
             prompt_tokens: self.prompt_tokens,
             steps: self.steps,
+            guessed: self.guessed,
+            guessed_right: self.guessed_right,
             last_step_age: if self.idle() { Duration::ZERO } else { now.since(self.last_progress) },
             failed: self.failed.clone(),
         }
@@ -336,7 +393,8 @@ impl Engine {
 
     /// The results of a step.
     fn take(&mut self, output: StepOutput) -> Result<(), DeviceError> {
-        let flights = self.in_flight.pop_front().unwrap_or_default();
+        let Some(Step { flights, decoding, submitted }) = self.in_flight.pop_front() else { return Ok(()) };
+        self.took = decoding.map(|rows| Taken { rows, since: submitted.max(self.last_done) });
         if flights.len() != output.segments.len() {
             return Err(DeviceError::Lost("a step came back with other segments than it was given".into()));
         }
@@ -351,9 +409,15 @@ impl Engine {
             let SegmentOutput::Sampled(sampled) = segment else {
                 return Err(DeviceError::Lost("a step came back without the token it was asked for".into()));
             };
-            self.tokens_generated += 1;
-            sequence.pending -= 1;
-            let finished = sequence.accept(sampled, &self.vocabulary);
+            if sampled.len() != 1 + sequence.guessed.len() {
+                return Err(DeviceError::Lost(
+                    "a step came back with other tokens than it was asked for".into(),
+                ));
+            }
+            self.guessed += sequence.guessed.len() as u64;
+            let (taken, finished) = sequence.accept(sampled, &self.vocabulary);
+            self.tokens_generated += taken as u64;
+            self.guessed_right += taken as u64 - 1;
             if finished.is_none() {
                 sequence.outbox.flush();
             }

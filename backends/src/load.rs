@@ -2,6 +2,7 @@
 #[cfg(not(target_family = "wasm"))]
 mod file;
 
+use crate::engine::Speculation;
 use crate::gguf::{GgufError, ModelFile};
 use crate::models::ModelError;
 use crate::plan::Plan;
@@ -34,11 +35,20 @@ pub struct LoadOptions {
     pub memory: Option<u64>,
     /// Rows of prompts in one step, at least 1: others decode a token only after so many.
     pub prefill_chunk: u32,
+    /// Whether the next tokens are guessed.
+    pub speculation: Speculation,
 }
 
 impl Default for LoadOptions {
     fn default() -> Self {
-        LoadOptions { context: None, slots: 16, kv: KvType::F16, memory: None, prefill_chunk: 256 }
+        LoadOptions {
+            context: None,
+            slots: 16,
+            kv: KvType::F16,
+            memory: None,
+            prefill_chunk: 256,
+            speculation: Speculation::Auto,
+        }
     }
 }
 

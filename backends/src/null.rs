@@ -38,6 +38,9 @@ pub struct Null {
     pub depth: usize,
     /// Steps after which the device is lost, as one that is unplugged; 0 is never.
     pub fail_after: u32,
+    /// Most tokens follow from the one before alone, so that greedy texts repeat themselves; else each follows from all
+    /// before it.
+    pub repeats: bool,
 }
 
 /// What a step takes: `step + prefill_row * rows of prompts + decode_row * single rows`.
@@ -54,18 +57,25 @@ pub struct NullCost {
 impl Default for Null {
     /// A vocabulary of 32,000, endless texts, no cost.
     fn default() -> Self {
-        Null { vocab: 32_000, end_one_in: 0, cost: NullCost::default(), depth: 1, fail_after: 0 }
+        Null {
+            vocab: 32_000,
+            end_one_in: 0,
+            cost: NullCost::default(),
+            depth: 1,
+            fail_after: 0,
+            repeats: false,
+        }
     }
 }
 
 impl FromStr for Null {
     type Err = String;
 
-    /// `vocab=1000,end=50,step_us=1000,prefill_us=20,decode_us=50,depth=1,fail_after=0`, each optional.
+    /// `vocab=1000,end=50,step_us=1000,prefill_us=20,decode_us=50,depth=1,fail_after=0,repeats=0`, each optional.
     fn from_str(text: &str) -> Result<Self, String> {
         let mut null = Null::default();
         for part in text.split(',').filter(|part| !part.is_empty()) {
-            let known = "vocab, end, step_us, prefill_us, decode_us, depth or fail_after";
+            let known = "vocab, end, step_us, prefill_us, decode_us, depth, fail_after or repeats";
             let (key, value) =
                 part.split_once('=').ok_or(format!("{part:?} is not KEY=NUMBER with {known}"))?;
             let number: u32 = value.parse().map_err(|_| format!("{key}: {value:?} is not a number"))?;
@@ -77,6 +87,7 @@ impl FromStr for Null {
                 "prefill_us" => null.cost.prefill_row = duration,
                 "decode_us" => null.cost.decode_row = duration,
                 "fail_after" => null.fail_after = number,
+                "repeats" => null.repeats = number != 0,
                 "depth" if (1..=16).contains(&number) => null.depth = number as usize,
                 "vocab" | "depth" => return Err(format!("{key}: {number} is out of range")),
                 _ => return Err(format!("{key:?} is not known; use {known}")),
@@ -209,6 +220,8 @@ impl NullProgram {
             let (block, at) = place(position);
             self.kv[block][at] = mix(before, u64::from(id));
         }
+        let first = segment.start as usize;
+        let token = |end: usize| ids[end - 1 - first];
         let end = segment.start as usize + ids.len();
         let past = |end: usize| {
             let blocks = segment.blocks.iter().flat_map(|&block| &self.kv[block as usize]);
@@ -216,9 +229,14 @@ impl NullProgram {
         };
         Ok(match segment.want {
             Want::Nothing => SegmentOutput::Nothing,
-            Want::Sample(spec) => {
-                let sampled = self.choose(past(end), &spec);
-                self.last[segment.slot as usize] = sampled.id;
+            Want::Sample(specs) => {
+                let ends = end + 1 - specs.len()..;
+                let sampled: Vec<_> = specs
+                    .iter()
+                    .zip(ends)
+                    .map(|(spec, end)| self.choose(past(end), token(end), spec))
+                    .collect();
+                self.last[segment.slot as usize] = sampled.last().map_or(0, |sampled| sampled.id);
                 SegmentOutput::Sampled(sampled)
             }
             Want::Logits(rows) => {
@@ -233,9 +251,12 @@ impl NullProgram {
         })
     }
 
-    fn choose(&self, past: u64, spec: &SampleSpec) -> Sampled {
+    fn choose(&self, past: u64, token: u32, spec: &SampleSpec) -> Sampled {
         let s = &spec.sampling;
-        let mut hash = mix(past, spec.position.into());
+        let mut hash = match self.null.repeats && !past.is_multiple_of(32) {
+            true => mix(1, token.into()),
+            false => mix(past, spec.position.into()),
+        };
         if s.temperature >= GREEDY_BELOW {
             hash = mix(hash, s.seed);
         }

@@ -21,6 +21,9 @@ pub struct KvLayout {
     pub rows: u32,
 }
 
+/// Ids that a batch may have sampled, or one for each slot where that is more.
+pub const SAMPLED_MAX: usize = 64;
+
 /// What a device is.
 #[derive(Clone, Debug, PartialEq)]
 pub struct DeviceInfo {
@@ -116,7 +119,7 @@ impl Batch {
     pub fn check(&self, terms: &Terms) -> Result<(), DeviceError> {
         let bug = |what: &str| Err(DeviceError::Unsupported(format!("batch refused: {what}")));
         let Terms { kv, vocab, hidden, embeds, heads } = *terms;
-        let mut rows = 0;
+        let (mut rows, mut sampled) = (0, 0);
         let mut seen = vec![false; kv.slots as usize];
         for s in &self.segments {
             match seen.get_mut(s.slot as usize) {
@@ -141,6 +144,7 @@ impl Batch {
                 return bug("an empty segment");
             }
             rows += n;
+            sampled += if matches!(s.want, Want::Sample(_)) { s.want.rows() } else { 0 };
             let end = s.start as usize + n;
             if s.blocks.len().min(kv.blocks as usize) * weir_scheduler::BLOCK_TOKENS < end
                 || s.blocks.iter().any(|&b| b >= kv.blocks)
@@ -151,6 +155,9 @@ impl Batch {
                 Want::Logits(wanted) if wanted as usize > n => {
                     return bug("logits of more rows than there are");
                 }
+                Want::Sample(ref specs) if specs.is_empty() || specs.len() > n => {
+                    return bug("ids that follow more rows than there are, or none");
+                }
                 Want::Sample(_) | Want::Logits(_) if !heads => {
                     return bug("logits of a program without the head");
                 }
@@ -160,6 +167,9 @@ impl Batch {
         }
         if rows > kv.rows as usize {
             return bug("more rows than the program has room for");
+        }
+        if sampled > SAMPLED_MAX.max(kv.slots as usize) {
+            return bug("more ids to sample than a step may have");
         }
         Ok(())
     }
@@ -196,7 +206,8 @@ pub struct Segment {
 pub enum Input {
     /// Token ids.
     Ids(Vec<u32>),
-    /// The id this slot sampled last, perhaps in a step still in flight: one row.
+    /// The id this slot sampled last, perhaps in a step still in flight: one row. Not after a step that sampled
+    /// several for it.
     LastSampled,
     /// `[rows, hidden]` of the residual stream, from the program of the layers before.
     Hidden(Vec<f32>),
@@ -207,12 +218,24 @@ pub enum Input {
 pub enum Want {
     /// Only the KV cache.
     Nothing,
-    /// The id that follows the last row.
-    Sample(Box<SampleSpec>),
+    /// The ids that follow each of the last rows, as many as there are specifications: what would be chosen there if the
+    /// ids that went in are the right ones.
+    Sample(Vec<SampleSpec>),
     /// Logits of the last `n` rows.
     Logits(u32),
     /// All rows of the residual stream.
     Hidden,
+}
+
+impl Want {
+    /// Of how many rows logits are computed: the segment's last ones.
+    pub fn rows(&self) -> usize {
+        match self {
+            Want::Nothing | Want::Hidden => 0,
+            Want::Sample(specs) => specs.len(),
+            Want::Logits(n) => *n as usize,
+        }
+    }
 }
 
 /// What the sampling rule ([`crate::sampling`]) needs for one token.
@@ -249,8 +272,8 @@ pub struct StepOutput {
 pub enum SegmentOutput {
     /// [`Want::Nothing`].
     Nothing,
-    /// [`Want::Sample`].
-    Sampled(Sampled),
+    /// [`Want::Sample`]: one a specification.
+    Sampled(Vec<Sampled>),
     /// [`Want::Logits`]: `[n, vocab]`.
     Logits(Vec<f32>),
     /// [`Want::Hidden`]: `[rows, hidden]`.

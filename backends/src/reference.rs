@@ -360,10 +360,12 @@ impl Compiled {
             Want::Logits(last) => {
                 SegmentOutput::Logits(self.logits(&x[x.len() - last as usize * self.plan.hidden..]))
             }
-            Want::Sample(spec) => {
-                let mut logits = self.logits(&x[x.len() - self.plan.hidden..]);
-                let sampled = sampling::sample(&mut logits, &spec);
-                self.last[segment.slot as usize] = Some(sampled.id);
+            Want::Sample(specs) => {
+                let mut logits = self.logits(&x[x.len() - specs.len() * self.plan.hidden..]);
+                let vocab = logits.len() / specs.len();
+                let rows = logits.chunks_exact_mut(vocab).zip(&specs);
+                let sampled: Vec<_> = rows.map(|(logits, spec)| sampling::sample(logits, spec)).collect();
+                self.last[segment.slot as usize] = sampled.last().map(|sampled| sampled.id);
                 SegmentOutput::Sampled(sampled)
             }
         }

@@ -5,7 +5,7 @@ use anyhow::{Context as _, Result, anyhow, bail};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
-use weir_backends::engine::{Engine, EngineConfig, EngineHandle, Vocabulary};
+use weir_backends::engine::{Engine, EngineConfig, EngineHandle, Speculation, Vocabulary};
 use weir_backends::gguf::ModelFile;
 use weir_backends::models;
 use weir_backends::plan::Plan;
@@ -137,7 +137,7 @@ fn segment(slot: u32, start: u32, input: Input, rows: u32) -> Segment {
     let blocks: Arc<[u32]> = (slot * BLOCKS..(slot + 1) * BLOCKS).collect();
     let spec =
         SampleSpec { sampling: Arc::default(), position: start + rows, counts: Vec::new(), mask: None };
-    Segment { slot, start, input, blocks, want: Want::Sample(Box::new(spec)) }
+    Segment { slot, start, input, blocks, want: Want::Sample(vec![spec]) }
 }
 
 /// The same model behind the engine's queue, batching and streams, as requests see it.
@@ -157,6 +157,7 @@ impl ThroughEngine {
             layout: layout(),
             context: BLOCKS * BLOCK_TOKENS as u32,
             prefill_chunk: PREFILL,
+            speculation: Speculation::Off,
         };
         let words = Vocabulary::Numbers { size: vocab as u32, end: u32::MAX };
         let handle = Engine::spawn(program, words, config);

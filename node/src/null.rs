@@ -29,8 +29,13 @@ pub fn null(null: &Null, options: LoadOptions) -> Result<Loaded, LoadError> {
         slots,
         rows: options.prefill_chunk.max(1) + slots,
     };
-    let config =
-        EngineConfig { model: NULL_MODEL, layout, context, prefill_chunk: options.prefill_chunk.max(1) };
+    let config = EngineConfig {
+        model: NULL_MODEL,
+        layout,
+        context,
+        prefill_chunk: options.prefill_chunk.max(1),
+        speculation: options.speculation,
+    };
     let engine = Engine::spawn(null.program(layout), tokenizer.clone(), config);
     let info = null.describe();
     let template = Arc::new(ChatTemplate::fallback(&tokenizer));

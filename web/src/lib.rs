@@ -21,7 +21,7 @@ use std::sync::Arc;
 use tokio::sync::Notify;
 use tokio::sync::mpsc::{Receiver, channel};
 use wasm_bindgen::prelude::*;
-use weir_backends::engine::{Engine, EngineConfig, Progress};
+use weir_backends::engine::{Engine, EngineConfig, Progress, Speculation};
 use weir_backends::text::{ChatTemplate, Special, Tokenizer};
 use weir_scheduler::{Event, Finish, ModelId, RequestId};
 
@@ -64,8 +64,13 @@ impl Model {
         let Started { program, file, info, layout, context, options, plan, wake } =
             load::start(parts, &options).await?;
         let (tokenizer, template) = weir_backends::load::text(&file, &plan)?;
-        let config =
-            EngineConfig { model: ModelId([0; 32]), layout, context, prefill_chunk: options.prefill_chunk };
+        let config = EngineConfig {
+            model: ModelId([0; 32]),
+            layout,
+            context,
+            prefill_chunk: options.prefill_chunk,
+            speculation: Speculation::Auto,
+        };
         let about = serde_json::json!({
             "device": info.name,
             "description": info.description,

@@ -84,7 +84,7 @@ pub async fn start(parts: Array, options: &str) -> Result<Started, JsError> {
     let wake = Arc::new(Notify::new());
     let kv = if options.small_cache { KvType::Q8_0 } else { KvType::F16 };
     let Options { context, slots, prefill_chunk, .. } = options;
-    let wanted = LoadOptions { context, slots, kv, memory: None, prefill_chunk };
+    let wanted = LoadOptions { context, slots, kv, prefill_chunk, ..LoadOptions::default() };
     let layers = 0..plan.layers.len();
     let gpu = match options.device {
         Where::Cpu => None,

@@ -43,6 +43,8 @@ pub struct Config {
     pub kv: Kv,
     /// Bytes of memory that models may take; what is free, where none.
     pub memory: Option<u64>,
+    /// Guess the next tokens where text repeats itself, and check several in one step; the tokens are the same either way.
+    pub speculation: bool,
     /// What a million tokens of prompts cost on this machine when it is a node, in dollars: its energy.
     pub prompt_usd_per_mtok: f64,
     /// The same of tokens of output.
@@ -90,6 +92,7 @@ impl Default for Config {
             context: None,
             kv: Kv::F16,
             memory: None,
+            speculation: true,
             prompt_usd_per_mtok: 0.0,
             output_usd_per_mtok: 0.0,
             labels: BTreeMap::new(),
@@ -166,6 +169,7 @@ impl Config {
             "context",
             "kv",
             "memory",
+            "speculation",
             "prompt_usd_per_mtok",
             "output_usd_per_mtok",
             "labels",

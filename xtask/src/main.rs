@@ -22,6 +22,7 @@ cargo xtask test --gpu cuda       the device's tests on this machine's NVIDIA GP
 cargo xtask test --gpu wgpu       the device's tests on this machine's fastest GPU (WEIR_TEST_GPU: part of another's name)
 cargo xtask bench cuda [MODEL...] decoding, batches and prefilling of the usual shapes, or of a .gguf
 cargo xtask bench wgpu [FLAGS]    decoding and prefilling on a GPU, beside its bandwidth; FLAGS: see --help
+cargo xtask bench speculation     what guessing the next tokens is worth, on any device; FLAGS: see --help
 cargo xtask bench gateway         what a request's way through the gateway costs, beside smg; FLAGS: see --help
 cargo xtask golden                makes the golden logits again (needs cmake and libclang, as `bench cpu` does)
 cargo xtask sim [--seeds N]       the scheduler under virtual time: N seeds of faults, placement and what it costs
@@ -46,8 +47,9 @@ fn dispatch(arguments: &[String]) -> Result<()> {
         ["test"] => test::run(test::Scope::Default),
         ["test", "--full"] => test::run(test::Scope::Full),
         ["test", "--gpu", device] => test::run_gpu(device),
-        ["bench", "cuda", rest @ ..] => peers::bench_gpu("cuda", rest),
-        ["bench", "wgpu", rest @ ..] => peers::bench_gpu("wgpu", rest),
+        ["bench", "cuda", rest @ ..] => peers::bench_plain("cuda", rest),
+        ["bench", "wgpu", rest @ ..] => peers::bench_plain("wgpu", rest),
+        ["bench", "speculation", rest @ ..] => peers::bench_plain("speculation", rest),
         ["bench", "gateway", rest @ ..] => gateway::bench(rest),
         ["bench", "cpu", rest @ ..] => peers::bench_cpu(rest),
         ["golden"] => peers::golden(),

@@ -15,8 +15,8 @@ pub fn bench_cpu(flags: &[&str]) -> Result<()> {
     check(program(bin).arg("cpu").args(flags).env("WEIR_TEST_MODELS", models))
 }
 
-/// Builds a bench of GPUs, which needs no peer, and runs it with `flags`.
-pub fn bench_gpu(device: &str, flags: &[&str]) -> Result<()> {
+/// Builds a bench that needs no peer, and runs it with `flags`.
+pub fn bench_plain(device: &str, flags: &[&str]) -> Result<()> {
     check(&mut cargo(&["build", "--release", "--package", "weir-benches", "--bin", device]))?;
     let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from);
     let models = models::folder()?;

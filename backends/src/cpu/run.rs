@@ -14,7 +14,9 @@ use super::pool::{Pool, Thread};
 use super::rows::NormArgs;
 use super::simd::LANES;
 use crate::plan::{Rope, RopePairs};
-use crate::program::{Batch, DeviceError, Input, Program, SegmentOutput, StepOutput, StepTime, Terms, Want};
+use crate::program::{
+    Batch, DeviceError, Input, Program, Sampled, SegmentOutput, StepOutput, StepTime, Terms, Want,
+};
 use crate::sampling;
 use clock::StepClock;
 use prepared::{Prepared, Row};
@@ -95,8 +97,10 @@ impl Program for CpuProgram {
         self.pool.run(&|thread| self.run.walk(&prepared, thread));
         let segments = prepared.outputs.into_inner().unwrap_or_else(|e| e.into_inner());
         for (s, out) in batch.segments.iter().zip(&segments) {
-            if let SegmentOutput::Sampled(sampled) = out {
-                self.last_sampled[s.slot as usize] = sampled.id;
+            if let SegmentOutput::Sampled(sampled) = out
+                && let Some(last) = sampled.last()
+            {
+                self.last_sampled[s.slot as usize] = last.id;
             }
         }
         Some(Ok(StepOutput { segments }))
@@ -471,30 +475,34 @@ impl Runner {
             for (i, &row) in rows.iter().enumerate().skip(w.thread.index).step_by(w.thread.count()) {
                 // SAFETY: this row is this thread's until the next barrier.
                 let logits = unsafe { std::slice::from_raw_parts_mut(logits.add(i * stride), vocab) };
-                let segment = w.batch.rows[row].segment;
-                let result = match &w.batch.segments[segment].want {
-                    Want::Sample(spec) => SegmentOutput::Sampled(sampling::sample(logits, spec)),
-                    _ => SegmentOutput::Logits(Vec::new()),
-                };
-                self.deliver(w, segment, row, result, logits);
+                self.deliver(w, row, logits);
             }
             w.thread.barrier();
         }
     }
 
-    fn deliver(&self, w: &Walk<'_>, segment: usize, row: usize, result: SegmentOutput, logits: &[f32]) {
-        let mut outputs = w.batch.outputs.lock().unwrap_or_else(|e| e.into_inner());
-        let Want::Logits(wanted) = w.batch.segments[segment].want else {
-            outputs[segment] = result;
+    /// What a row's logits are wanted for.
+    fn deliver(&self, w: &Walk<'_>, row: usize, logits: &mut [f32]) {
+        let segment = w.batch.rows[row].segment;
+        let (first, wanted) = w.batch.wanted(segment);
+        let lock = || w.batch.outputs.lock().unwrap_or_else(|e| e.into_inner());
+        let i = row - first;
+        if let Want::Sample(specs) = &w.batch.segments[segment].want {
+            let sampled = sampling::sample(logits, &specs[i]);
+            let mut outputs = lock();
+            if !matches!(outputs[segment], SegmentOutput::Sampled(_)) {
+                outputs[segment] = SegmentOutput::Sampled(vec![Sampled { id: 0, logprobs: None }; wanted]);
+            }
+            if let SegmentOutput::Sampled(all) = &mut outputs[segment] {
+                all[i] = sampled;
+            }
             return;
-        };
-        let end = w.batch.first.get(segment + 1).copied().unwrap_or(w.batch.rows.len());
-        let n = (wanted as usize).min(end - w.batch.first[segment]);
+        }
+        let mut outputs = lock();
         if !matches!(outputs[segment], SegmentOutput::Logits(_)) {
-            outputs[segment] = SegmentOutput::Logits(vec![0.0; n * logits.len()]);
+            outputs[segment] = SegmentOutput::Logits(vec![0.0; wanted * logits.len()]);
         }
         if let SegmentOutput::Logits(all) = &mut outputs[segment] {
-            let i = row - (end - n);
             all[i * logits.len()..(i + 1) * logits.len()].copy_from_slice(logits);
         }
     }

@@ -220,9 +220,17 @@ fn collect(results: &Pinned, kv: KvLayout, flight: &mut Flight) {
     fence(Ordering::Acquire);
     for (i, segment) in flight.sampled.iter().enumerate() {
         let id = results.word(flight.ring * line(kv) + i);
-        flight.outputs[*segment] = SegmentOutput::Sampled(Sampled { id, logprobs: None });
+        push(&mut flight.outputs[*segment], Sampled { id, logprobs: None });
     }
     flight.ready = true;
+}
+
+/// Adds what was sampled after a segment's next row.
+fn push(output: &mut SegmentOutput, sampled: Sampled) {
+    match output {
+        SegmentOutput::Sampled(all) => all.push(sampled),
+        other => *other = SegmentOutput::Sampled(vec![sampled]),
+    }
 }
 
 /// Whether the GPU samples by this itself.
@@ -328,7 +336,7 @@ impl CudaProgram {
         let mut first = Vec::with_capacity(counts.len());
         let mut wanted = Vec::new();
         let on_device = batch.segments.iter().all(|s| match &s.want {
-            Want::Sample(spec) => simple(spec),
+            Want::Sample(specs) => specs.iter().all(simple),
             Want::Logits(_) => false,
             Want::Nothing | Want::Hidden => true,
         });
@@ -364,19 +372,15 @@ impl CudaProgram {
             }
             let spans = end.div_ceil(SPAN);
             (partials, splits) = (partials + spans, splits.max(spans));
-            let logits = match &s.want {
-                Want::Sample(_) => 1,
-                Want::Logits(n) => *n as usize,
-                Want::Nothing | Want::Hidden => 0,
-            };
-            for r in row + n - logits..row + n {
+            let logits = s.want.rows();
+            for (j, r) in (row + n - logits..row + n).enumerate() {
                 w[l.map() + wanted.len()] = r as u32;
-                if let Want::Sample(spec) = &s.want
+                if let Want::Sample(specs) = &s.want
                     && on_device
                 {
                     let at = l.choice() + wanted.len() * CHOICE;
                     w[at..at + CHOICE].copy_from_slice(&choice(
-                        spec,
+                        &specs[j],
                         s.slot,
                         ring * line(self.kv) + wanted.len(),
                     ));
@@ -393,7 +397,10 @@ impl CudaProgram {
             tiles: if apart { 0 } else { tiles },
             sampled: if on_device { wanted.len() } else { 0 },
             cut: on_device
-                && batch.segments.iter().any(|s| matches!(&s.want, Want::Sample(spec) if truncated(spec))),
+                && batch
+                    .segments
+                    .iter()
+                    .any(|s| matches!(&s.want, Want::Sample(specs) if specs.iter().any(truncated))),
         };
         Prepared { shape, layout: l, wanted, first, on_device, words: l.blocks() + tables }
     }
@@ -537,11 +544,15 @@ impl CudaProgram {
             for (row, segment) in logits.chunks_exact_mut(vocab).zip(chunk) {
                 let s = &batch.segments[*segment];
                 match &s.want {
-                    Want::Sample(spec) => {
-                        let sampled = sampling::sample(row, spec);
+                    Want::Sample(specs) => {
+                        let done = match &flight.outputs[*segment] {
+                            SegmentOutput::Sampled(all) => all.len(),
+                            _ => 0,
+                        };
+                        let sampled = sampling::sample(row, &specs[done]);
                         // SAFETY: the slot was checked.
                         unsafe { self.stream.set(self.low.last + 4 * u64::from(s.slot), sampled.id)? };
-                        flight.outputs[*segment] = SegmentOutput::Sampled(sampled);
+                        push(&mut flight.outputs[*segment], sampled);
                     }
                     _ => match &mut flight.outputs[*segment] {
                         SegmentOutput::Logits(all) => all.extend_from_slice(row),

@@ -1,7 +1,8 @@
 //! Who computes next: admission to slots, the rows of a step, and preemption.
+use super::draft::{ROWS_MAX, STEP_ROWS_MAX};
 use super::sequence::Sequence;
-use super::{Engine, Flight};
-use crate::program::{Batch, Input, Segment, Want};
+use super::{Engine, Flight, Speculation};
+use crate::program::{Batch, Want};
 use std::cmp::Reverse;
 use std::time::Duration;
 use weir_scheduler::{BLOCK_TOKENS, Priority, Time};
@@ -72,8 +73,8 @@ impl Engine {
         }
     }
 
-    /// The rows of the next step; none if nobody has any.
-    pub(super) fn schedule(&mut self) -> Option<(Batch, Vec<Flight>)> {
+    /// The rows of the next step, and how many, where all of them decode; none if nobody has any.
+    pub(super) fn schedule(&mut self) -> Option<(Batch, Vec<Flight>, Option<usize>)> {
         let mut ranked = std::mem::take(&mut self.ranked);
         ranked.clear();
         let running = self.running.iter().enumerate();
@@ -87,8 +88,11 @@ impl Engine {
         }
         let decoding =
             ranked.iter().filter(|(_, slot)| self.running[*slot].as_ref().is_some_and(|s| s.rows() == 1));
-        let rows = self.config.layout.rows as usize;
-        let mut prefill = (self.config.prefill_chunk as usize).min(rows - decoding.count());
+        let decoding = decoding.count();
+        let mut prefill =
+            (self.config.prefill_chunk as usize).min(self.config.layout.rows as usize - decoding);
+        let all_decode = decoding == ranked.len();
+        let mut expected = decoding;
         let mut batch = Batch { segments: Vec::with_capacity(ranked.len()) };
         let mut flights = Vec::with_capacity(ranked.len());
         for &(rank, slot) in &ranked {
@@ -99,15 +103,47 @@ impl Engine {
             if rows == 0 || !self.extend(slot, rows) {
                 continue;
             }
-            let Some(sequence) = &mut self.running[slot] else { continue };
+            let guesses = if all_decode { self.guess(slot, expected) } else { Some(Vec::new()) };
+            let (Some(sequence), Some(guesses)) = (&mut self.running[slot], guesses) else { continue };
+            expected += guesses.len();
             prefill -= of_prefill;
             self.prompt_tokens += sequence.prompt.saturating_sub(sequence.computed).min(rows) as u64;
-            let segment = segment(sequence, slot, rows);
+            let segment = sequence.segment(slot, rows, guesses);
             flights.push(Flight { slot, run: sequence.run, sampled: segment.want != Want::Nothing });
             batch.segments.push(segment);
         }
         self.ranked = ranked;
-        (!flights.is_empty()).then_some((batch, flights))
+        let rows = batch.segments.iter().map(|s| s.want.rows()).sum();
+        (!flights.is_empty()).then_some((batch, flights, all_decode.then_some(rows)))
+    }
+
+    /// What is guessed to come after a sequence's last token, as far as it pays in a step that has so many rows without; none
+    /// where that token is still on its way, and worth waiting for.
+    fn guess(&mut self, slot: usize, rows: usize) -> Option<Vec<u32>> {
+        let others = self.running().count() - 1;
+        let sequence = self.running[slot].as_mut()?;
+        let room = STEP_ROWS_MAX.min(self.config.layout.rows as usize).saturating_sub(rows).min(ROWS_MAX - 1);
+        let pace = &self.pace;
+        let mut guesses = match self.config.speculation {
+            Speculation::Off => Vec::new(),
+            Speculation::Always(most) => sequence.guess(room.min(most.into()), |expected, _| expected * 1e3),
+            Speculation::Auto => sequence.guess(room, |expected, guesses| {
+                let tokens = (rows as f32 - 1.0 + expected) / rows as f32;
+                tokens / pace.ratio(rows, rows + guesses)
+            }),
+        };
+        if sequence.pending > 0 && !guesses.is_empty() {
+            return None;
+        }
+        let free = sequence.blocks.len() * BLOCK_TOKENS - sequence.computed - 1;
+        if guesses.len() > free {
+            // Nobody gives up a block for a guess.
+            match (self.pool.available() > others).then(|| self.pool.allocate()).flatten() {
+                Some(id) => sequence.blocks.push(id),
+                None => guesses.truncate(free),
+            }
+        }
+        Some(guesses)
     }
 
     /// Sees to blocks for `rows` more positions. Where there are none, the least urgent sequence is preempted; false if
@@ -125,21 +161,4 @@ impl Engine {
             }
         }
     }
-}
-
-/// The next `rows` rows of a sequence, which are under way from here on.
-fn segment(sequence: &mut Sequence, slot: usize, rows: usize) -> Segment {
-    let start = sequence.computed;
-    let input = match sequence.tokens.get(start..start + rows) {
-        Some(ids) => Input::Ids(ids.to_vec()),
-        None => Input::LastSampled,
-    };
-    sequence.computed += rows;
-    let want = if sequence.computed < sequence.tokens.len() {
-        Want::Nothing
-    } else {
-        sequence.pending += 1;
-        Want::Sample(sequence.spec(sequence.computed))
-    };
-    Segment { slot: slot as u32, start: start as u32, input, blocks: sequence.table(), want }
 }

@@ -1,7 +1,8 @@
 //! One request on its way through the engine.
 use super::blocks::BlockPool;
+use super::draft::Lookup;
 use super::vocabulary::{Text, Vocabulary};
-use crate::program::{SampleSpec, Sampled, TokenCount};
+use crate::program::{Input, SampleSpec, Sampled, Segment, TokenCount, Want};
 use std::cmp::Reverse;
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
@@ -45,8 +46,12 @@ pub(crate) struct Sequence {
     pub(crate) run: u64,
     /// Positions whose keys and values have been submitted.
     pub(crate) computed: usize,
-    /// Tokens sampled in steps still in flight.
+    /// Tokens sampled in steps still in flight, guesses apart.
     pub(crate) pending: usize,
+    /// Guesses in the step in flight.
+    pub(crate) guessed: Vec<u32>,
+    /// What makes them, once it has been asked to.
+    lookup: Option<Box<Lookup>>,
     pub(crate) blocks: Vec<u32>,
     /// The same, as programs take it; rebuilt when it is behind.
     table: Arc<[u32]>,
@@ -91,6 +96,8 @@ impl Sequence {
             run: 0,
             computed: 0,
             pending: 0,
+            guessed: Vec::new(),
+            lookup: None,
             blocks: Vec::new(),
             table: Arc::new([]),
             keys: Vec::new(),
@@ -115,7 +122,19 @@ impl Sequence {
             return known;
         }
         // The next id is on its way; a device can go on from it, unless the choice needs the host.
-        usize::from(self.counts.is_none() && self.tokens.len() + self.pending < self.limit)
+        let ready = self.counts.is_none() && self.guessed.is_empty();
+        usize::from(ready && self.tokens.len() + self.pending < self.limit)
+    }
+
+    /// Guesses at what comes after the last token, at most so many, as far as they pay; see [`Lookup::guess`].
+    pub(crate) fn guess(&mut self, most: usize, gain: impl Fn(f32, usize) -> f32) -> Vec<u32> {
+        let most = most.min((self.limit - self.tokens.len()).saturating_sub(1));
+        if self.counts.is_some() || most == 0 {
+            return Vec::new();
+        }
+        let lookup = self.lookup.get_or_insert_with(|| Box::new(Lookup::new()));
+        lookup.follow(&self.tokens, self.prompt);
+        lookup.guess(&self.tokens, most, gain)
     }
 
     /// Names of all full blocks of what is known.
@@ -153,6 +172,7 @@ impl Sequence {
         self.blocks.drain(..).rev().for_each(|id| pool.release(id));
         self.table = Arc::new([]);
         (self.computed, self.pending, self.registered, self.run) = (0, 0, 0, 0);
+        self.guessed.clear();
     }
 
     /// Its blocks, as programs take them.
@@ -164,14 +184,59 @@ impl Sequence {
     }
 
     /// What the device needs to choose the token at `position`.
-    pub(crate) fn spec(&self, position: usize) -> Box<SampleSpec> {
+    fn spec(&self, position: usize) -> SampleSpec {
         let counts = self.counts.as_ref().map(|c| c.counts.clone()).unwrap_or_default();
         let sampling = self.sampling.clone();
-        Box::new(SampleSpec { sampling, position: position as u32, counts, mask: None })
+        SampleSpec { sampling, position: position as u32, counts, mask: None }
+    }
+
+    /// The next `rows` rows of what is known, or the one of a token on its way, and then `guesses`: under way from here on.
+    pub(crate) fn segment(&mut self, slot: usize, rows: usize, guesses: Vec<u32>) -> Segment {
+        let start = self.computed;
+        let input = match self.tokens.get(start..start + rows) {
+            Some(known) => Input::Ids([known, &guesses].concat()),
+            None => Input::LastSampled,
+        };
+        self.computed += rows;
+        let want = if self.computed < self.tokens.len() {
+            Want::Nothing
+        } else {
+            self.pending += 1;
+            Want::Sample((self.computed..=self.computed + guesses.len()).map(|at| self.spec(at)).collect())
+        };
+        self.computed += guesses.len();
+        self.guessed = guesses;
+        Segment { slot: slot as u32, start: start as u32, input, blocks: self.table(), want }
+    }
+
+    /// Takes what was sampled behind the last token and behind each guess, as far as they were right. Says how many tokens
+    /// that gave, and if the last one was the last of all.
+    pub(crate) fn accept(
+        &mut self,
+        sampled: Vec<Sampled>,
+        vocabulary: &Vocabulary,
+    ) -> (usize, Option<Finish>) {
+        self.pending -= 1;
+        let guessed = std::mem::take(&mut self.guessed);
+        let (mut taken, mut end) = (0, None);
+        for sampled in sampled {
+            let id = sampled.id;
+            end = self.push(sampled, vocabulary);
+            if end.is_some() || guessed.get(taken) != Some(&id) {
+                taken += 1;
+                break;
+            }
+            taken += 1;
+        }
+        if !guessed.is_empty() {
+            // What was computed behind a wrong guess is computed again, in the same place.
+            self.computed = self.tokens.len() - 1;
+        }
+        (taken, end)
     }
 
     /// Takes the next token: its event goes to the outbox. Says if it was the last one.
-    pub(crate) fn accept(&mut self, sampled: Sampled, vocabulary: &Vocabulary) -> Option<Finish> {
+    fn push(&mut self, sampled: Sampled, vocabulary: &Vocabulary) -> Option<Finish> {
         let Sampled { id, logprobs } = sampled;
         self.tokens.push(id);
         if let Some(counts) = &mut self.counts {

@@ -32,7 +32,8 @@ fn ask(request: u64, prompt: Vec<u32>, max_tokens: u32) -> Generate {
 
 fn config(blocks: u32, slots: u32, rows: u32) -> EngineConfig {
     let layout = KvLayout { blocks, kv: KvType::F16, slots, rows };
-    EngineConfig { model: NULL_MODEL, layout, context: u32::MAX, prefill_chunk: rows }
+    let speculation = Speculation::Off;
+    EngineConfig { model: NULL_MODEL, layout, context: u32::MAX, prefill_chunk: rows, speculation }
 }
 
 fn engine(null: &Null, config: EngineConfig) -> Engine {
@@ -166,8 +167,12 @@ fn check_schedule(seed: u64) {
     let slots = 1 + random.below(6) as u32;
     let mut config = config(3 + random.below(30) as u32, slots, slots + random.below(64) as u32);
     config.prefill_chunk = 1 + random.below(64) as u32;
+    config.speculation =
+        [Speculation::Off, Speculation::Auto, Speculation::Always(2), Speculation::Always(15)]
+            [random.below(4)];
     let config = config.bounded();
-    let null = Null { vocab: 100, end_one_in: 60, depth: 1 + random.below(3), ..Null::default() };
+    let (depth, repeats) = (1 + random.below(3), random.one_in(2));
+    let null = Null { vocab: 100, end_one_in: 60, depth, repeats, ..Null::default() };
     let mut engine = engine(&null, config);
     let mut clients: Vec<Client> = Vec::new();
     let (requests, mut now, mut turns) = (20 + random.below(20), Time::ZERO, 0);
@@ -238,6 +243,30 @@ fn run(engine: &mut Engine, asks: Vec<Generate>) -> Vec<Stream> {
         }
     }
     clients.into_iter().map(|(_, _, stream)| stream).collect()
+}
+
+#[test]
+fn guesses_save_steps_and_change_nothing() {
+    let check = |speculation: Speculation, repeats: bool, depth: usize| {
+        let null = Null { vocab: 20, repeats, depth, ..Null::default() };
+        let mut engine = engine(&null, EngineConfig { speculation, ..config(64, 3, 64) });
+        let asks: Vec<Generate> = (0..3).map(|i| ask(i, vec![1 + i as u32; 5], 400)).collect();
+        let expected: Vec<_> = asks.iter().map(|ask| alone(&null, 1000, ask).ids).collect();
+        let found = run(&mut engine, asks);
+        assert!(found.iter().map(|stream| &stream.ids).eq(&expected), "{speculation:?}");
+        engine.status(Time::ZERO)
+    };
+    for depth in [1, 3] {
+        let plain = check(Speculation::Off, true, depth);
+        assert_eq!((plain.guessed, plain.tokens_generated), (0, 1200));
+        let guessing = check(Speculation::Always(7), true, depth);
+        assert!(guessing.guessed_right > 800 && guessing.steps * 4 < plain.steps * 3, "{guessing:?}");
+        assert_eq!(guessing.tokens_generated, 1200);
+        let auto = check(Speculation::Auto, true, depth);
+        assert!(auto.guessed_right > 700 && auto.steps * 4 < plain.steps * 3, "{auto:?}");
+        let vain = check(Speculation::Auto, false, depth);
+        assert!(vain.guessed < 60, "nothing to be guessed: {vain:?}");
+    }
 }
 
 #[test]

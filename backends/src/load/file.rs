@@ -46,7 +46,9 @@ pub fn load(
     });
     let (tokenizer, template) = text.map_err(|_| LoadError::Interrupted("the tokenizer's thread died"))??;
     let id = id.map_err(|_| LoadError::Interrupted("the digest's thread died"))??;
-    let config = EngineConfig { model: id, layout, context, prefill_chunk: options.prefill_chunk.max(1) };
+    let LoadOptions { prefill_chunk, speculation, .. } = options;
+    let config =
+        EngineConfig { model: id, layout, context, prefill_chunk: prefill_chunk.max(1), speculation };
     let engine = Engine::spawn(program?, tokenizer.clone(), config);
     Ok(Loaded { engine, tokenizer, template, device: info, weight_bytes: model.total_bytes() })
 }

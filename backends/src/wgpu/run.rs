@@ -96,16 +96,17 @@ struct Run {
 /// How a segment's result is found.
 enum Answer {
     Nothing,
-    /// Wanted row.
-    Id {
-        row: usize,
+    /// Wanted rows.
+    Ids {
+        first: usize,
+        rows: usize,
         slot: u32,
     },
-    /// The same, to be sampled here.
+    /// The same, one a specification, to be sampled here.
     Sample {
-        row: usize,
+        first: usize,
         slot: u32,
-        spec: Box<SampleSpec>,
+        specs: Vec<SampleSpec>,
     },
     Logits {
         first: usize,

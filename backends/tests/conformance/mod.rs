@@ -129,10 +129,11 @@ pub fn check_last_sampled(device: &dyn Device) {
         let mut sampled = Vec::new();
         let mut start = 0;
         for position in 20..40 {
-            let want = Want::Sample(Box::new(spec(position)));
+            let want = Want::Sample(vec![spec(position)]);
             let segment = Segment { slot: 2, start, input, blocks: [1, 0].into(), want };
             let output = step(&mut *program, vec![segment]);
-            let [SegmentOutput::Sampled(token)] = &output[..] else { panic!("{output:?}") };
+            let [SegmentOutput::Sampled(tokens)] = &output[..] else { panic!("{output:?}") };
+            let [token] = &tokens[..] else { panic!("{output:?}") };
             sampled.push(token.id);
             input = if by_id { Input::Ids(vec![token.id]) } else { Input::LastSampled };
             start = position;
@@ -142,12 +143,45 @@ pub fn check_last_sampled(device: &dyn Device) {
     assert_eq!(run(true), run(false));
 }
 
+/// Ids behind each of the last rows are those of one step after the other.
+pub fn check_several_sampled(device: &dyn Device) {
+    let (file, plan) = model("llama", 6);
+    for temperature in [0.0, 1.0] {
+        let sampling = Arc::new(Sampling { temperature, seed: 4, ..Sampling::default() });
+        let spec =
+            |position| SampleSpec { sampling: sampling.clone(), position, counts: Vec::new(), mask: None };
+        let known = ids(5, 40);
+        // Positions `cuts`, each segment's ids as many as its rows but in the prompt, of which the last three are asked for.
+        let run = |cuts: &[usize]| -> Vec<u32> {
+            let mut program = device.compile(&file, &plan, 0..plan.layers.len(), LAYOUT).unwrap();
+            let mut found = Vec::new();
+            for cut in cuts.windows(2) {
+                let first = if cut[0] == 0 { cut[1] - 3 } else { cut[0] };
+                let want = Want::Sample((first..cut[1]).map(|at| spec(at as u32 + 1)).collect());
+                let input = Input::Ids(known[cut[0]..cut[1]].to_vec());
+                let segment = Segment { slot: 1, start: cut[0] as u32, input, blocks: [1, 0].into(), want };
+                let other = Segment { slot: 2, blocks: [5, 6].into(), ..segment.clone() };
+                let output = step(&mut *program, vec![segment, other]);
+                let [SegmentOutput::Sampled(one), SegmentOutput::Sampled(two)] = &output[..] else {
+                    panic!("{output:?}")
+                };
+                assert_eq!(one, two);
+                found.extend(one.iter().map(|sampled| sampled.id));
+            }
+            found
+        };
+        let one_by_one: Vec<usize> = [0].into_iter().chain(20..=40).collect();
+        assert_eq!(run(&[0, 20, 24, 25, 40]), run(&one_by_one), "temperature {temperature}");
+    }
+}
+
 /// A batch that breaks the rules is an error, and the program lives on.
 pub fn check_refusals(device: &dyn Device) {
     let (file, plan) = model("llama", 7);
     let layers = plan.layers.len();
     assert!(device.compile(&file, &plan, 0..layers + 1, LAYOUT).is_err());
     let mut program = device.compile(&file, &plan, 0..layers, LAYOUT).unwrap();
+    let spec = || SampleSpec { sampling: Arc::default(), position: 1, counts: Vec::new(), mask: None };
     let good = || Segment {
         slot: 0,
         start: 0,
@@ -164,6 +198,8 @@ pub fn check_refusals(device: &dyn Device) {
         Segment { blocks: [16].into(), ..good() },
         Segment { want: Want::Logits(2), ..good() },
         Segment { want: Want::Hidden, ..good() },
+        Segment { want: Want::Sample(Vec::new()), ..good() },
+        Segment { want: Want::Sample(vec![spec(); 2]), ..good() },
         Segment { input: Input::Ids(vec![1; 65]), blocks: [0, 1, 2].into(), ..good() },
     ];
     for segment in bad {
@@ -196,6 +232,7 @@ fn two_halves_on_the_reference_device_equal_the_whole() {
 #[test]
 fn the_reference_device_remembers_what_it_sampled() {
     check_last_sampled(&Reference::default());
+    check_several_sampled(&Reference::default());
 }
 
 #[test]

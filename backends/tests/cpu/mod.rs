@@ -1,5 +1,7 @@
 //! The CPU device: its kernels against the reference, on every instruction set that is present.
-use crate::conformance::{self, check_halves, check_invariance, check_last_sampled, check_refusals, near};
+use crate::conformance::{
+    self, check_halves, check_invariance, check_last_sampled, check_refusals, check_several_sampled, near,
+};
 use crate::golden;
 use crate::golden::device::{is_full, mean_kl};
 use std::time::Instant;
@@ -55,6 +57,7 @@ fn batches_do_not_show_in_the_bits() {
         }
         check_halves(&cpu, "gemma3");
         check_last_sampled(&cpu);
+        check_several_sampled(&cpu);
         check_refusals(&cpu);
     }
 }

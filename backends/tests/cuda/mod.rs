@@ -1,7 +1,8 @@
 //! The CUDA device against the reference, and its own promise: the same bits whatever the batch. Needs a GPU, so these
 //! run with `cargo xtask test --gpu cuda`.
 use crate::conformance::{
-    check_halves, check_invariance, check_last_sampled, check_refusals, model, near, step,
+    check_halves, check_invariance, check_last_sampled, check_refusals, check_several_sampled, model, near,
+    step,
 };
 use crate::family;
 use crate::golden::{self, device::mean_kl};
@@ -81,21 +82,22 @@ fn batches_do_not_show_in_the_bits() {
     }
     check_halves(&gpu, "gemma3");
     check_last_sampled(&gpu);
+    check_several_sampled(&gpu);
     check_refusals(&gpu);
 }
 
 fn greedy(position: u32) -> Want {
-    Want::Sample(Box::new(SampleSpec {
+    Want::Sample(vec![SampleSpec {
         sampling: Arc::new(Sampling { temperature: 0.0, ..Sampling::default() }),
         position,
         counts: Vec::new(),
         mask: None,
-    }))
+    }])
 }
 
 fn sampled(output: &SegmentOutput) -> u32 {
     match output {
-        SegmentOutput::Sampled(s) => s.id,
+        SegmentOutput::Sampled(s) => s[0].id,
         other => panic!("{other:?}"),
     }
 }
@@ -226,7 +228,7 @@ fn random_choices_are_those_of_the_rule() {
         };
         let spec = SampleSpec { sampling: Arc::new(sampling), position: 20, counts: Vec::new(), mask: None };
         let expected = weir_backends::sampling::sample(&mut row.clone(), &spec).id;
-        assert_eq!(sampled(&run(Want::Sample(Box::new(spec)))), expected, "seed {seed}");
+        assert_eq!(sampled(&run(Want::Sample(vec![spec]))), expected, "seed {seed}");
     }
 }
 

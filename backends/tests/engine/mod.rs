@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use std::time::{Duration, Instant};
 use tokio::sync::mpsc::{Receiver, channel};
 use weir_backends::cpu::{Cpu, CpuOptions};
-use weir_backends::engine::{Engine, EngineConfig, EngineHandle, Progress, Vocabulary};
+use weir_backends::engine::{Engine, EngineConfig, EngineHandle, Progress, Speculation, Vocabulary};
 use weir_backends::gguf::ModelFile;
 use weir_backends::models;
 use weir_backends::null::Null;
@@ -30,7 +30,7 @@ fn ask(request: u64, prompt: Vec<u32>, max_tokens: u32) -> Generate {
 
 fn config(blocks: u32, slots: u32, rows: u32, prefill_chunk: u32) -> EngineConfig {
     let layout = KvLayout { blocks, kv: KvType::F16, slots, rows };
-    EngineConfig { model: MODEL, layout, context: blocks * 32, prefill_chunk }
+    EngineConfig { model: MODEL, layout, context: blocks * 32, prefill_chunk, speculation: Speculation::Off }
 }
 
 /// A device with a model, from which engines are made.
@@ -85,6 +85,11 @@ impl Bench<'_> {
         for chunk in [1, 7, 32] {
             let mut pieces = self.engine(config(all, slots, chunk + slots, chunk));
             assert_eq!(self.run(&mut pieces, &asks), alone, "{name}: prompts by {chunk}");
+        }
+        for speculation in [Speculation::Auto, Speculation::Always(3), Speculation::Always(15)] {
+            let mut guessing =
+                self.engine(EngineConfig { speculation, ..config(all, slots, rows + slots, rows) });
+            assert_eq!(self.run(&mut guessing, &asks), alone, "{name}: {speculation:?}");
         }
         let mut narrow = self.engine(config(blocks + 1, slots, rows + slots, 19));
         assert_eq!(self.run(&mut narrow, &asks), alone, "{name}: preempting each other");

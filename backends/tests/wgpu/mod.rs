@@ -1,7 +1,8 @@
 //! The wgpu device against the reference, on every adapter that is wanted: `WEIR_TEST_GPU` is a part of its description,
 //! by default the programs that imitate a GPU (lavapipe: Debian's `mesa-vulkan-drivers`).
 use crate::conformance::{
-    self, check_halves, check_invariance, check_last_sampled, check_refusals, near, step,
+    self, check_halves, check_invariance, check_last_sampled, check_refusals, check_several_sampled, near,
+    step,
 };
 use crate::golden::{
     self,
@@ -75,6 +76,7 @@ fn batches_do_not_show_in_the_bits() {
     check_halves(&gpu, "gemma3");
     check_halves(&gpu, "llama");
     check_last_sampled(&gpu);
+    check_several_sampled(&gpu);
     check_refusals(&gpu);
 }
 
@@ -98,8 +100,8 @@ fn check_sampling(gpu: &Wgpu, change: fn(&mut SampleSpec)) {
         };
         change(&mut spec);
         let expected = sampling::sample(&mut logits.clone(), &spec);
-        let found = segment(Want::Sample(Box::new(spec)));
-        assert_eq!(found, SegmentOutput::Sampled(expected), "seed {seed}");
+        let found = segment(Want::Sample(vec![spec]));
+        assert_eq!(found, SegmentOutput::Sampled(vec![expected]), "seed {seed}");
     }
 }
 

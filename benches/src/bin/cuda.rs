@@ -78,7 +78,7 @@ impl Bench {
         let blocks: Arc<[u32]> = (slot * self.blocks..(slot + 1) * self.blocks).collect();
         let sampling = Arc::new(Sampling { temperature: 0.0, ..Sampling::default() });
         let spec = SampleSpec { sampling, position: start + rows, counts: Vec::new(), mask: None };
-        Segment { slot, start, input, blocks, want: Want::Sample(Box::new(spec)) }
+        Segment { slot, start, input, blocks, want: Want::Sample(vec![spec]) }
     }
 
     fn prompt(&self, slot: u32, start: u32, n: u32) -> Segment {

@@ -13,6 +13,7 @@ use std::io::{Write, stdout};
 use std::path::Path;
 use std::sync::Arc;
 use subject::{Subject, Timed};
+use weir_backends::engine::Speculation;
 use weir_backends::gguf::ModelFile;
 use weir_backends::models;
 use weir_backends::store::human;
@@ -60,6 +61,9 @@ pub(super) struct Bench {
     /// Its key
     #[arg(long, value_name = "KEY", requires = "vs")]
     key: Option<String>,
+    /// Guess tokens where text repeats itself; otherwise each is computed in a step of its own
+    #[arg(long)]
+    speculation: bool,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -132,6 +136,7 @@ impl Bench {
         };
         let mut device = device_options(config);
         device.slots = Some(self.streams.max(1));
+        device.speculation = if self.speculation { Speculation::Auto } else { Speculation::Off };
         let driver = start(vec![spec], device).await?;
         let model = driver.model(&name).context("the driver lost the model")?;
         let mut subjects = vec![Arc::new(Subject::Here { driver: driver.clone(), model: model.clone() })];

@@ -5,6 +5,7 @@ use crate::driver::{DeviceOptions, Driver, DriverConfig, Generation, ModelSpec, 
 use anyhow::{Context, anyhow};
 use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
+use weir_backends::engine::Speculation;
 use weir_client::{Answer, End, Endpoint, Finish, Message, Options, Piece, Usage, Weir};
 use weir_scheduler::{Event, Generate, KvType, Priority, Sampling};
 
@@ -199,6 +200,7 @@ pub(super) fn device_options(config: &Config) -> DeviceOptions {
         },
         context: config.context,
         memory: config.memory,
+        speculation: if config.speculation { Speculation::Auto } else { Speculation::Off },
         ..DeviceOptions::default()
     }
 }

@@ -12,6 +12,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 use weir_backends::cpu::{Cpu, CpuOptions};
+use weir_backends::engine::Speculation;
 use weir_backends::null::Null;
 use weir_backends::program::{Device, DeviceError};
 use weir_backends::wgpu::Wgpu;
@@ -159,6 +160,8 @@ pub struct DeviceOptions {
     pub slots: Option<u32>,
     /// Bytes that weights and KV caches may take; what is free, where none.
     pub memory: Option<u64>,
+    /// Whether the next tokens are guessed where that pays.
+    pub speculation: Speculation,
 }
 
 /// Why a driver did not start.
@@ -235,6 +238,7 @@ impl DeviceOptions {
             slots: self.slots.unwrap_or(default.slots),
             kv: self.kv,
             memory: self.memory,
+            speculation: self.speculation,
             ..default
         }
     }

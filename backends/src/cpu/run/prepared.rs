@@ -1,6 +1,6 @@
 //! A batch as threads see it.
 use super::super::attend::SPAN;
-use crate::program::{Input, Segment, SegmentOutput, Want};
+use crate::program::{Input, Segment, SegmentOutput};
 use std::sync::Mutex;
 
 /// Rows of one sequence whose attention is computed together.
@@ -61,14 +61,16 @@ impl<'a> Prepared<'a> {
             p.rows.extend((0..n).map(|i| Row { position: s.start as usize + i, segment }));
             p.tiles.extend((0..n).step_by(TILE).map(|i| (first + i, (n - i).min(TILE))));
             p.spans = p.spans.max((s.start as usize + n).div_ceil(SPAN));
-            let wanted = match s.want {
-                Want::Sample(_) => 1,
-                Want::Logits(n) => n as usize,
-                Want::Nothing | Want::Hidden => 0,
-            };
-            p.logit_rows.extend(first + n - wanted.min(n)..first + n);
+            p.logit_rows.extend(first + n - s.want.rows().min(n)..first + n);
         }
         p
+    }
+
+    /// The first row of a segment whose logits are wanted, and how many are.
+    pub(super) fn wanted(&self, segment: usize) -> (usize, usize) {
+        let end = self.first.get(segment + 1).copied().unwrap_or(self.rows.len());
+        let n = self.segments[segment].want.rows().min(end - self.first[segment]);
+        (end - n, n)
     }
 
     pub(super) fn blocks(&self, row: usize) -> &[u32] {

@@ -67,7 +67,11 @@ impl WgpuProgram {
             match &segment.want {
                 Want::Nothing | Want::Hidden => {}
                 Want::Logits(n) => (last - n..last).for_each(|row| wanted.extend([row, 0, 0, 0, 0, 0, 0, 0])),
-                Want::Sample(spec) => wanted.extend(want(last - 1, spec, segment.slot)),
+                Want::Sample(specs) => {
+                    let first = last - specs.len() as u32;
+                    let rows = specs.iter().zip(first..);
+                    wanted.extend(rows.flat_map(|(spec, row)| want(row, spec, segment.slot)));
+                }
             }
             shape.rows += rows;
         }

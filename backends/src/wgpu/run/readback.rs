@@ -88,13 +88,17 @@ impl WgpuProgram {
         for answer in &flight.answers {
             output.segments.push(match answer {
                 Answer::Nothing => SegmentOutput::Nothing,
-                Answer::Id { row, .. } => {
-                    let id = ids.get(*row).copied().unwrap_or_default();
-                    SegmentOutput::Sampled(Sampled { id, logprobs: None })
+                Answer::Ids { first, rows, .. } => {
+                    let of = |row| Sampled { id: ids.get(row).copied().unwrap_or_default(), logprobs: None };
+                    SegmentOutput::Sampled((*first..first + rows).map(of).collect())
                 }
-                Answer::Sample { row, slot, spec } => {
-                    let sampled = sampling::sample(&mut logits(*row, 1)?, spec);
-                    self.remember(*slot, sampled.id);
+                Answer::Sample { first, slot, specs } => {
+                    let mut logits = logits(*first, specs.len())?;
+                    let rows = logits.chunks_exact_mut(vocab).zip(specs);
+                    let sampled: Vec<_> = rows.map(|(row, spec)| sampling::sample(row, spec)).collect();
+                    if let Some(last) = sampled.last() {
+                        self.remember(*slot, last.id);
+                    }
                     SegmentOutput::Sampled(sampled)
                 }
                 Answer::Logits { first, rows } => SegmentOutput::Logits(logits(*first, *rows)?),
@@ -119,7 +123,7 @@ impl WgpuProgram {
     /// An id that was sampled here, for the next step's embedding; unless the slot has sampled again since.
     fn remember(&self, slot: u32, id: u32) {
         let again = |answer: &Answer| match answer {
-            Answer::Id { slot: other, .. } | Answer::Sample { slot: other, .. } => *other == slot,
+            Answer::Ids { slot: other, .. } | Answer::Sample { slot: other, .. } => *other == slot,
             _ => false,
         };
         if self.flights.iter().flat_map(|flight| &flight.answers).any(again) {

@@ -27,7 +27,7 @@ impl WgpuProgram {
             submission: None,
             answers,
         };
-        if flight.answers.iter().any(|answer| matches!(answer, Answer::Id { .. })) {
+        if flight.answers.iter().any(|answer| matches!(answer, Answer::Ids { .. })) {
             flight.ids = Some(self.read_back(&mut commands, (Buf::Ids, 0), 4 * wanted as u64));
         }
         if wants_hidden {
@@ -49,10 +49,7 @@ impl WgpuProgram {
         let mut here = Vec::new();
         for segment in segments {
             let rows = segment.input.rows(self.lowered.hidden);
-            let one = |here: &mut Vec<usize>, sampled_here: bool| {
-                here.extend(sampled_here.then_some(wanted));
-                wanted
-            };
+            let logits = segment.want.rows();
             let answer = match segment.want {
                 Want::Nothing => Answer::Nothing,
                 Want::Hidden => Answer::Hidden { first: row, rows },
@@ -60,17 +57,16 @@ impl WgpuProgram {
                     here.extend(wanted..wanted + n as usize);
                     Answer::Logits { first: wanted, rows: n as usize }
                 }
-                Want::Sample(spec) if on_gpu(&spec) => {
-                    Answer::Id { row: one(&mut here, false), slot: segment.slot }
+                Want::Sample(specs) if specs.iter().all(on_gpu) => {
+                    Answer::Ids { first: wanted, rows: specs.len(), slot: segment.slot }
                 }
-                Want::Sample(spec) => Answer::Sample { row: one(&mut here, true), slot: segment.slot, spec },
+                Want::Sample(specs) => {
+                    here.extend(wanted..wanted + specs.len());
+                    Answer::Sample { first: wanted, slot: segment.slot, specs }
+                }
             };
-            match &answer {
-                Answer::Id { .. } | Answer::Sample { .. } => wanted += 1,
-                Answer::Logits { rows, .. } => wanted += rows,
-                Answer::Nothing | Answer::Hidden { .. } => {}
-            }
             answers.push(answer);
+            wanted += logits;
             row += rows;
         }
         (answers, wanted, here)
