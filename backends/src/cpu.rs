@@ -1,4 +1,14 @@
 //! The CPU device: weights repacked at load, integer dot products, pinned threads, one barrier a fused step.
+//!
+//! `load.rs` lowers the plan and repacks the weights, without loss, into panels of 16 rows (`pack.rs`). Activations become
+//! int8, with a scale for each 32, once for every product that reads them; a block's integer dot product is exact and its
+//! sum one f32 fused multiply-add, in the order of the columns, so neither the batch nor the instruction set shows: AVX-512
+//! VNNI and AVX2 give the same bits, the portable path has a numerics id of its own. Panels are dealt to pinned threads by
+//! bytes, and all threads walk the steps together (`run.rs`), with one barrier behind a step when there is one row: what
+//! must come between, every thread does for itself. A product leaves its sum beside the residual stream; whoever reads the
+//! stream next adds it, norms and quantises in the same pass. Attention goes by spans of 128 positions at absolute places,
+//! folded in order; few queries over a long past are dealt out span by span, many as whole tiles. Barriers spin for 20 us,
+//! then sleep (`pool.rs`).
 // Lanes, rows and columns are numbered, and several arrays share the number.
 #![allow(clippy::needless_range_loop)]
 mod attend;

@@ -3,7 +3,13 @@
 //!
 //! Activations are quantised by the step that produces them, and the root of a norm, a factor of whole rows, is applied
 //! to the product; so a step needs nothing of the one before it but its output, and loads its first weights before that
-//! is there. One kind of kernel serves one column and many: a token's bits don't depend on the batch.
+//! is there. A token's bits don't depend on the batch: up to 32 columns (`few.cu`) a warp takes a segment of a tile row
+//! straight into registers, beyond (`wide.cu`) a thread block shares tiles of 128 by 128 through shared memory, and both do
+//! the same arithmetic (`gemm.cu`) in the same order.
+//!
+//! The `.cu` files are templates; `kernels.rs` writes the instances for the model's shapes and has NVRTC compile them.
+//! `emulate.cpp` lets the same sources run on a processor, a fiber a thread, each kernel begun before the one ahead of it
+//! has run (`--features cuda-emulator`). Figures, predictions and outcomes are in `benches/notes/cuda.md`.
 mod args;
 mod constants;
 #[cfg_attr(feature = "cuda-emulator", path = "cuda/emulated.rs")]

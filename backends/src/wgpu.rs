@@ -4,7 +4,14 @@
 //! A step of decoding is one compute pass of five dispatches a layer and four more: norms are part of the products that
 //! read them, rotation and the cache's new row part of attention, tokens are chosen on the GPU, and the next step's
 //! embedding looks the id up there. Quantised matrices meet activations of eight bits in integer products; sums have
-//! one order whatever is in the batch, so results are batch-invariant.
+//! one order whatever is in the batch, so results are batch-invariant. It is six dispatches where attention is split over
+//! spans, and for several rows a norm is a dispatch of its own.
+//!
+//! f16 is only ever storage, through `pack2x16float`, so no adapter needs `shader-f16`. The order of each sum is fixed by
+//! the matrix' shape and the adapter's subgroups; every multiplication that meets an addition is an explicit `fma`, since a
+//! compiler may contract the same text differently in two kernels. Weights lie in regions, one a dispatch, cut where a
+//! binding ends. Where a request wants penalties, masks, top-k, top-p or log-probabilities, logits come back and
+//! `sampling.rs` chooses.
 mod adapter;
 mod kernels;
 mod load;
