@@ -6,7 +6,6 @@ mod connect;
 mod reply;
 
 use crate::answer::{End, Finish, Out, Piece, Usage};
-use crate::sse::Events;
 use crate::{Ask, ClientError, Options};
 use address::Address;
 use bytes::Bytes;
@@ -19,6 +18,7 @@ use serde_json::{Map, Value, json};
 use std::time::Duration;
 use tokio::sync::OnceCell;
 use weir_scheduler::Priority;
+use weir_upstream::sse::Events;
 
 /// Of a refusal or a list of models.
 const BODY_BYTES_MAX: usize = 1 << 20;

@@ -25,7 +25,6 @@ mod error;
 mod gateway;
 mod local;
 mod message;
-mod sse;
 
 pub use answer::{Answer, Canceller, End, Finish, Piece, Usage};
 pub use error::ClientError;

@@ -78,6 +78,7 @@ pub(crate) fn held(engine: &EngineHandle, name: String, text: TextId, numerics: 
         weights: 0,
         bytes: 0,
         pinned: false,
+        resumes: true,
         prefixes: Vec::new(),
     }
 }

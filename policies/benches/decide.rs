@@ -110,6 +110,7 @@ fn held() -> Held {
         weights: 5_000_000_000,
         bytes: 6_000_000_000,
         pinned: true,
+        resumes: true,
         prefixes: Vec::new(),
     }
 }

@@ -353,6 +353,7 @@ impl NodeFile {
             weights: model.bytes,
             bytes: model.bytes,
             pinned: true,
+            resumes: true,
             prefixes: Vec::new(),
         }
     }

@@ -35,6 +35,7 @@ fn held() -> Held {
         weights: 7,
         bytes: 8,
         pinned: true,
+        resumes: true,
         prefixes: Vec::new(),
     }
 }

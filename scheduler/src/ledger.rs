@@ -23,12 +23,21 @@ impl Balance {
 
 /// Accounts by key, and what is reserved by attempt at a request.
 ///
-/// Each [`Ledger::reserve`] is followed by exactly one [`Ledger::settle`] of no more than was reserved. So
+/// Each [`Ledger::reserve`] is followed by exactly one [`Ledger::settle`], of no more than was reserved unless a node
+/// [`charge`](Ledger::charge)s more. So
 /// `spent <= spent + reserved <= limit` always, however requests overlap.
 #[derive(Debug, Default)]
 pub(crate) struct Ledger {
     accounts: BTreeMap<KeyId, Balance>,
-    reserved: BTreeMap<(RequestId, u32), (KeyId, u64)>,
+    reserved: BTreeMap<(RequestId, u32), Reserved>,
+}
+
+/// For an attempt under way.
+#[derive(Debug)]
+struct Reserved {
+    key: KeyId,
+    worst: u64,
+    charged: Option<u64>,
 }
 
 impl Ledger {
@@ -49,16 +58,24 @@ impl Ledger {
             return false;
         }
         account.reserved = account.reserved.saturating_add(worst);
-        let before = self.reserved.insert((request, attempt), (key, worst));
+        let before = self.reserved.insert((request, attempt), Reserved { key, worst, charged: None });
         assert!(before.is_none(), "an attempt is reserved for once");
         true
     }
 
-    /// What an attempt did cost; the rest is free again. Returns what was spent: no more than was reserved.
+    /// What an attempt did cost by its node's own account: that counts, even if it should be more than what was reserved.
+    pub fn charge(&mut self, request: RequestId, attempt: u32, cost: u64) {
+        if let Some(reserved) = self.reserved.get_mut(&(request, attempt)) {
+            reserved.charged = Some(cost);
+        }
+    }
+
+    /// What an attempt did cost by our own count, which counts where the node keeps no account; the rest is free again.
+    /// Returns what was spent.
     pub fn settle(&mut self, request: RequestId, attempt: u32, cost: u64) -> Option<(KeyId, u64)> {
-        let (key, worst) = self.reserved.remove(&(request, attempt))?;
+        let Reserved { key, worst, charged } = self.reserved.remove(&(request, attempt))?;
         let account = self.accounts.get_mut(&key)?;
-        let cost = cost.min(worst);
+        let cost = charged.unwrap_or(cost.min(worst));
         account.reserved -= worst;
         account.spent = account.spent.saturating_add(cost);
         Some((key, cost))
@@ -68,7 +85,7 @@ impl Ledger {
     pub fn check(&self, under_way: usize) {
         assert_eq!(self.reserved.len(), under_way, "reservations");
         for (key, account) in &self.accounts {
-            let sum: u64 = self.reserved.values().filter(|(k, _)| k == key).map(|(_, worst)| worst).sum();
+            let sum: u64 = self.reserved.values().filter(|r| r.key == *key).map(|r| r.worst).sum();
             assert_eq!(sum, account.reserved, "{key:?}");
             let total = account.spent.saturating_add(account.reserved);
             assert!(account.limit.is_none_or(|limit| total <= limit), "{key:?} overspends: {account:?}");

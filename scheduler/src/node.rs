@@ -148,6 +148,8 @@ pub struct Held {
     pub bytes: u64,
     /// It stays, whatever else is wanted: its owner named it.
     pub pinned: bool,
+    /// It can go on after the beginning of an answer; some providers can't.
+    pub resumes: bool,
     /// Blocks in its KV cache when the node said this, those used last; no more than [`PREFIXES_MAX`].
     pub prefixes: Vec<BlockKey>,
 }
@@ -225,6 +227,18 @@ pub enum FromNode {
     Profile(Profile),
     /// A heartbeat.
     Status(Status),
+    /// It takes nothing new for so long: a provider has had enough. What runs there goes on.
+    Pause(Duration),
+    /// What an attempt cost in truth, in billionths of a dollar; said before its last event, by what keeps its own
+    /// account.
+    Charged {
+        /// Of which request.
+        request: RequestId,
+        /// Which attempt.
+        attempt: u32,
+        /// How much, in all.
+        amount: u64,
+    },
     /// Of a request.
     Event {
         /// Which.

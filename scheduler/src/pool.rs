@@ -111,6 +111,14 @@ impl Node {
     pub fn is_draining(&self) -> bool {
         self.draining || self.drained
     }
+
+    /// What so much may cost there at worst. A provider counts a prompt's tokens by a tokenizer that we don't have.
+    pub fn worst(&self, prompt: u64, output: u64) -> u64 {
+        match self.trust {
+            Trust::Own | Trust::Guest => self.price.of(prompt, output),
+            Trust::Provider => self.price.of(2 * prompt, output),
+        }
+    }
 }
 
 impl Pool {
@@ -121,6 +129,11 @@ impl Pool {
     /// Who a node is, if it is somebody else's.
     pub fn guest(&self, id: NodeId) -> Option<u64> {
         self.nodes.get(&id).filter(|node| node.trust == Trust::Guest).map(|node| node.identity)
+    }
+
+    /// Whether a node is a provider: some of their models think for minutes, and whoever asks one knows when to give up.
+    pub fn is_provider(&self, id: NodeId) -> bool {
+        self.nodes.get(&id).is_some_and(|node| node.trust == Trust::Provider)
     }
 
     /// The connections of a node.
@@ -507,9 +520,16 @@ impl Pool {
     /// It had no room: don't ask again at once.
     pub fn busy(&mut self, now: Time, id: NodeId, model: ModelId) {
         if let Some(serving) = self.serving(id, model) {
-            serving.busy_until = now + BUSY_PAUSE;
+            serving.busy_until = serving.busy_until.max(now + BUSY_PAUSE);
             self.touch(now, id, model);
         }
+    }
+
+    /// It takes nothing new for so long.
+    pub fn pause(&mut self, now: Time, id: NodeId, pause: Duration) {
+        let Some(node) = self.nodes.get_mut(&id) else { return };
+        node.models.values_mut().for_each(|serving| serving.busy_until = serving.busy_until.max(now + pause));
+        self.touch_all(now, id);
     }
 
     /// Takes a request from a node; `tokens` of its prompt were still to be done.

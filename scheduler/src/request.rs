@@ -115,6 +115,9 @@ pub struct Generate {
     pub attempt: u32,
     /// Which model.
     pub model: ModelId,
+    /// Models that will do as well where no node can take it for this one, first choice first; nodes aren't told. When
+    /// it goes to one of them, that becomes its model, and the old one joins the others.
+    pub otherwise: Vec<ModelId>,
     /// The prompt's token ids, at least one.
     pub prompt: Vec<u32>,
     /// Tokens already generated and delivered elsewhere: the node goes on after them and does not send them again.
@@ -159,6 +162,7 @@ impl Generate {
             request: RequestId(0),
             attempt: 0,
             model,
+            otherwise: Vec::new(),
             prompt,
             output: Vec::new(),
             sampling: Sampling::default(),

@@ -69,6 +69,10 @@ struct Request {
     submitted: Time,
     /// Of its prompt's blocks.
     keys: Vec<BlockKey>,
+    /// The same while others of its models are searched for: none.
+    other_keys: Vec<BlockKey>,
+    /// It has been given to another than its first model.
+    changed: bool,
     deadline: Option<Time>,
     /// No use in a first token after this.
     first_by: Option<Time>,
@@ -130,6 +134,12 @@ impl Run {
 }
 
 impl Request {
+    /// Its model, and those that will do as well.
+    fn models(&self) -> impl Iterator<Item = ModelId> + use<> {
+        let others = self.ask.otherwise.clone();
+        std::iter::once(self.ask.model).chain(others)
+    }
+
     /// Where it runs.
     fn runs(&self) -> impl Iterator<Item = &Run> {
         let run = if let Phase::Running(run) = &self.phase { Some(run) } else { None };
@@ -274,6 +284,8 @@ impl Scheduler {
             bereft: false,
             orphaned: None,
             timer: None,
+            other_keys: Vec::new(),
+            changed: false,
             keys: chain(ask.model, KvType::F16, ask.salt, &ask.prompt).take(KEYS_MAX).collect(),
             ask,
         };
@@ -314,6 +326,13 @@ impl Scheduler {
                 }
                 if self.pool.node(node).is_some_and(|n| n.is_draining() && !n.requests.is_empty()) {
                     self.vacate(now, node);
+                }
+            }
+            FromNode::Pause(pause) => self.pool.pause(now, node, pause),
+            FromNode::Charged { request, attempt, amount } => {
+                let speaks = |run: &Run| (run.node, run.attempt) == (node, attempt);
+                if self.requests.get(&request).is_some_and(|r| r.runs().any(speaks)) {
+                    self.ledger.charge(request, attempt, amount);
                 }
             }
             FromNode::Event { request, attempt, event } => self.event(now, node, request, attempt, event),
@@ -428,9 +447,12 @@ impl Scheduler {
         if let Some(at) = request.timer {
             self.timers.remove(&(at, Timer::Request(id)));
         }
+        // What it cost is said before its end is.
+        if let Phase::Running(run) = &request.phase {
+            self.leave(now, &request.ask, run);
+        }
         self.emit(now, id, event);
-        if let Phase::Running(run) = request.phase {
-            self.leave(now, &request.ask, &run);
+        if let Phase::Running(_) = request.phase {
             self.retry(now, request.ask.model, false);
         }
     }

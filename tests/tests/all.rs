@@ -14,6 +14,8 @@ mod residency;
 mod sdk;
 #[path = "whole/serve.rs"]
 mod serve;
+#[path = "whole/spill.rs"]
+mod spill;
 #[path = "whole/strangers.rs"]
 mod strangers;
 #[path = "whole/tls.rs"]

@@ -82,7 +82,7 @@ impl Http {
     /// Sends a request; the head of its answer must come within `patience`.
     pub async fn send(
         self: &Arc<Http>,
-        request: &dyn Fn() -> Result<Request<Full<Bytes>>, HttpError>,
+        request: &(dyn Fn() -> Result<Request<Full<Bytes>>, HttpError> + Sync),
         patience: Duration,
     ) -> Result<Reply, HttpError> {
         loop {

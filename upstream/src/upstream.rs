@@ -14,6 +14,7 @@ use http_body_util::Full;
 use hyper::header::{self, HeaderMap, HeaderValue};
 use hyper::{Method, Request};
 use serde_json::Value;
+use std::hash::{BuildHasher, RandomState};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -23,7 +24,7 @@ const BODY_BYTES_MAX: usize = 4 << 20;
 const WHOLE_BYTES_MAX: usize = 16 << 20;
 /// For questions about the upstream itself.
 const QUESTION: Duration = Duration::from_secs(5);
-/// Times that a request is sent once more, and the pause before, which doubles.
+/// Times that a request is sent once more, and the pause before, about, which grows threefold.
 const RETRIES: u32 = 2;
 const PAUSE: Duration = Duration::from_millis(150);
 /// Who was asked within this may be asked again soon.
@@ -132,7 +133,9 @@ impl Upstream {
             if error.is_fault() {
                 self.note_fault();
             }
-            let pause = PAUSE * 2u32.pow(tried);
+            // Those that failed together don't come back together.
+            let spread = f64::from(RandomState::new().hash_one(0) as u32) / f64::from(u32::MAX);
+            let pause = (PAUSE * 3u32.pow(tried)).mul_f64(0.5 + spread);
             let in_time = ask.first_by.is_none_or(|by| Instant::now() + pause < by);
             if !error.may_pass() || tried >= RETRIES || !in_time {
                 return Err(error);

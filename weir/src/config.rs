@@ -8,6 +8,9 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use weir_backends::store::{StoreConfig, StoreError};
 use weir_scheduler::{LABEL_BYTES_MAX, LABELS_MAX, Price};
+use weir_upstream::{
+    Auth, Catalog, CatalogError, Entry, Provider, Secret, Times, Upstream, UpstreamError, Whose,
+};
 
 /// What can be set in `weir.toml`, and by `WEIR_` and the upper-case name in the environment.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -59,6 +62,8 @@ pub struct Config {
     pub catalog: Option<PathBuf>,
     /// Where a scheduler keeps its cluster, and a node its key; the platform's folder for state where none.
     pub state: Option<PathBuf>,
+    /// Whom requests may be sent on to: `[[provider]]` each.
+    pub provider: Vec<Entry>,
     /// What is logged to stderr: `warn`, `info`, `weir=debug`, ...
     pub log: String,
 }
@@ -100,6 +105,7 @@ impl Default for Config {
             cache: None,
             catalog: None,
             state: None,
+            provider: Vec::new(),
             log: "warn".into(),
         }
     }
@@ -114,6 +120,22 @@ pub enum ConfigError {
     /// A value is wrong; the message names it and where it comes from.
     #[error("configuration: {0}")]
     Wrong(#[from] Box<figment::Error>),
+    /// A `[[provider]]` makes no sense.
+    #[error("configuration: {0}")]
+    Provider(#[from] CatalogError),
+    /// An address makes no sense.
+    #[error("configuration: {0}")]
+    Upstream(#[from] UpstreamError),
+    /// A provider's key isn't there.
+    #[error("configuration: provider `{name}`: {problem}; set {remedy}")]
+    Key {
+        /// Whose.
+        name: String,
+        /// What is wrong.
+        problem: String,
+        /// Where it is set.
+        remedy: String,
+    },
     /// A number with which nothing works.
     #[error("configuration: {name} is {value}; it must be at least {least}")]
     TooSmall {
@@ -225,6 +247,19 @@ impl Config {
         Price { prompt: nano(self.prompt_usd_per_mtok), output: nano(self.output_usd_per_mtok) }
     }
 
+    /// Whom requests may be sent on to, with their keys. Nobody, unless this configuration names them.
+    pub fn upstreams(&self) -> Result<Vec<Upstream>, ConfigError> {
+        if self.provider.is_empty() {
+            return Ok(Vec::new());
+        }
+        let providers = Catalog::built_in()?.resolve_all(&self.provider)?;
+        let upstream = |provider: Provider| {
+            let key = key_of(&provider)?;
+            Ok(Upstream::new(provider, key, Times::default())?)
+        };
+        providers.into_iter().map(upstream).collect()
+    }
+
     /// The model store that this configuration asks for.
     pub fn store(&self) -> Result<StoreConfig, StoreError> {
         let text = |path: &Option<PathBuf>| path.as_ref().map(|p| p.display().to_string());
@@ -247,6 +282,29 @@ impl Config {
             }
         };
         asked.map(Path::to_owned).or_else(|| self.state.clone()).or_else(usual)
+    }
+}
+
+/// A provider's key. A company's must be there; an engine of our own may want none.
+fn key_of(provider: &Provider) -> Result<Option<Secret>, ConfigError> {
+    let wrong = |problem: String| {
+        Err(ConfigError::Key { name: provider.name.clone(), problem, remedy: provider.key_remedy() })
+    };
+    let text = match (&provider.key_file, &provider.key_env) {
+        (Some(file), _) => match std::fs::read_to_string(file) {
+            Ok(text) => Some(text),
+            Err(error) => return wrong(format!("its key can't be read: {error}")),
+        },
+        (None, Some(name)) => environment(name),
+        (None, None) => None,
+    };
+    match text.as_deref().filter(|text| !text.trim().is_empty()) {
+        Some(text) => match Secret::new(text) {
+            Some(key) => Ok(Some(key)),
+            None => wrong("its key isn't one line of visible ASCII characters".into()),
+        },
+        None if provider.whose == Whose::Own || provider.auth == Auth::None => Ok(None),
+        None => wrong("its key is missing".into()),
     }
 }
 
@@ -277,12 +335,38 @@ mod tests {
     }
 
     #[test]
+    fn providers_need_keys_and_nobody_is_asked_without_one() {
+        let check = |text: &str, expected: Result<usize, &str>| {
+            let folder = tempfile::tempdir().unwrap();
+            std::fs::write(folder.path().join("key"), "sk-123\n").unwrap();
+            let path = folder.path().join("weir.toml");
+            std::fs::write(&path, text.replace("HERE", folder.path().to_str().unwrap())).unwrap();
+            let upstreams = Config::load(Some(&path)).unwrap().upstreams();
+            match (upstreams, expected) {
+                (Ok(upstreams), Ok(count)) => assert_eq!(upstreams.len(), count, "{text}"),
+                (Err(error), Err(part)) => assert!(error.to_string().contains(part), "{error}"),
+                (got, expected) => panic!("{text}: {got:?} instead of {expected:?}"),
+            }
+        };
+        check("", Ok(0));
+        check("[[provider]]\nname = 'openai'\nkey_file = 'HERE/key'", Ok(1));
+        check("[[provider]]\nname = 'openai'\nkey_file = 'HERE/none'", Err("can't be read"));
+        check(
+            "[[provider]]\nname = 'openai'\nkey_env = 'WEIR_NO_SUCH_KEY'",
+            Err("set WEIR_NO_SUCH_KEY in the env"),
+        );
+        check("[[provider]]\nname = 'vllm'\nurl = 'http://box:8000'", Ok(1));
+        check("[[provider]]\nname = 'vllm'\nurl = 'ftp://box'", Err("is no address"));
+    }
+
+    #[test]
     fn files_are_read_and_checked() {
         check("", Ok(Config::default()));
         let http = SocketAddr::from(([0, 0, 0, 0], 80));
         let set = Config { model: Some("m".into()), http, kv: Kv::Q8_0, ..Config::default() };
         check("model = 'm'\nhttp = '0.0.0.0:80'\nkv = 'q8_0'", Ok(set));
         check("modle = 'm'", Err("modle"));
+        check("[[provider]]\nname = 'openai'\nmodles = []", Err("modles"));
         check("http = 'here'", Err("http"));
         check("model = ", Err("configuration"));
         check("threads = 0", Err("threads is 0; it must be at least 1"));

@@ -6,8 +6,12 @@
 
 mod attendant;
 mod conductor;
+mod consult;
+mod conversation;
+mod course;
 mod news;
 mod port;
+mod provider;
 mod pump;
 mod shelf;
 mod start;
@@ -16,14 +20,18 @@ mod stock;
 use crate::cluster::Cluster;
 use attendant::Gate;
 use conductor::Command;
+pub use conversation::{Conversation, Words};
+use course::Course;
+pub use course::{Cost, Extra};
 pub use news::{News, NodeInfo};
 pub use port::Port;
 use shelf::Shelf;
 pub use start::{
     DeviceChoice, DeviceOptions, DriverConfig, DriverError, ModelSource, ModelSpec, load_all, worker,
 };
+use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 pub use stock::{stock, stock_here};
 use tokio::sync::{mpsc, oneshot, watch};
 use weir_backends::text::{ChatTemplate, Tokenizer};
@@ -40,12 +48,46 @@ pub struct ServedModel {
     pub id: ModelId,
     /// Longest sequence, prompt and output, in tokens.
     pub context: u32,
-    /// Of its file.
-    pub tokenizer: Arc<Tokenizer>,
-    /// Of its file; the plain one where it has none.
-    pub template: Arc<ChatTemplate>,
+    /// Who runs it.
+    pub source: Source,
     /// When it was loaded, in seconds since 1970.
     pub created: u64,
+}
+
+/// Who runs a model.
+#[derive(Clone, Debug)]
+pub enum Source {
+    /// Nodes, from its file.
+    Nodes {
+        /// Of its file.
+        tokenizer: Arc<Tokenizer>,
+        /// Of its file; the plain one where it has none.
+        template: Arc<ChatTemplate>,
+    },
+    /// An upstream, which takes messages and text.
+    Upstream {
+        /// Its name.
+        provider: Arc<str>,
+        /// It is an engine of our own.
+        own: bool,
+        /// Longest answer, in tokens.
+        output_max: Option<u32>,
+    },
+}
+
+impl ServedModel {
+    /// Its tokenizer and template; an upstream's are its own business.
+    pub fn text(&self) -> Option<(&Arc<Tokenizer>, &Arc<ChatTemplate>)> {
+        match &self.source {
+            Source::Nodes { tokenizer, template } => Some((tokenizer, template)),
+            Source::Upstream { .. } => None,
+        }
+    }
+
+    /// Whether it is a company's: it is meant only where it is named in full.
+    pub fn is_foreign(&self) -> bool {
+        matches!(self.source, Source::Upstream { own: false, .. })
+    }
 }
 
 /// A request as the gateway makes it: `request` and `attempt` are the scheduler's and may be anything.
@@ -59,17 +101,29 @@ pub struct Generation {
     /// What comes out; after `Finished` or `Failed` there is nothing more. Whoever reads slowly slows this request
     /// down, and no other.
     pub events: mpsc::Receiver<Event>,
-    nodes: Nodes,
+    course: Course,
     cancels: mpsc::UnboundedSender<RequestId>,
 }
-
-/// The names of the nodes that have taken part in a request.
-type Nodes = Arc<Mutex<Vec<Arc<str>>>>;
 
 impl Generation {
     /// The names of the nodes that have taken part so far, first to last.
     pub fn nodes(&self) -> Vec<Arc<str>> {
-        self.nodes.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.course.nodes()
+    }
+
+    /// What it has cost so far; all of it, once its last event is here.
+    pub fn cost(&self) -> Cost {
+        self.course.cost()
+    }
+
+    /// What came with the text at a position, once.
+    pub fn extra(&self, position: u32) -> Option<Extra> {
+        self.course.take(position)
+    }
+
+    /// An upstream's own word for why it ended, where ours don't say it: `tool_calls`, `content_filter`, ...
+    pub fn finish(&self) -> Option<String> {
+        self.course.finish()
     }
 }
 
@@ -108,7 +162,7 @@ struct Inner {
     /// Nodes connected.
     nodes: watch::Receiver<usize>,
     next_request: AtomicU64,
-    next_node: AtomicU64,
+    next_node: Arc<AtomicU64>,
 }
 
 impl Driver {
@@ -159,10 +213,19 @@ impl Driver {
 
     /// Asks for a generation; fails at once where there is no room or no such model.
     pub async fn generate(&self, ask: Ask) -> Result<Generation, Failure> {
+        self.converse(ask, None).await
+    }
+
+    /// The same of what upstreams and other models can be told, too.
+    pub async fn converse(
+        &self,
+        ask: Ask,
+        conversation: Option<Arc<Conversation>>,
+    ) -> Result<Generation, Failure> {
         let id = RequestId(self.inner.next_request.fetch_add(1, Ordering::Relaxed));
-        let (client, events) = conductor::Client::new();
+        let (client, events) = conductor::Client::new(ask.model, conversation);
         let generation =
-            Generation { id, events, nodes: client.nodes.clone(), cancels: self.inner.cancels.clone() };
+            Generation { id, events, course: client.course.clone(), cancels: self.inner.cancels.clone() };
         let (reply, accepted) = oneshot::channel();
         let ask = Box::new(Generate { request: id, attempt: 0, ..ask });
         let gone = |_| Failure { kind: FailureKind::Internal, message: "the scheduler has stopped".into() };
@@ -175,6 +238,13 @@ impl Driver {
     /// what it holds.
     pub fn attach(&self, link: Link) {
         self.attend(link, Gate::Open);
+    }
+
+    /// Takes in an upstream: each of its models is a node, for as long as it is there.
+    pub fn attach_upstream(&self, upstream: weir_upstream::Upstream) {
+        let inner = &self.inner;
+        inner.shelf.expect_upstreams();
+        provider::spawn(upstream, inner.next_node.clone(), inner.shelf.clone(), &inner.commands);
     }
 
     /// Takes in whoever is at the other end of a link, if the gate lets it.
@@ -200,6 +270,21 @@ impl Driver {
     pub async fn set_policy(&self, policy: Box<dyn Policy>) {
         // Without a conductor nothing is placed anyway.
         _ = self.inner.commands.send(Command::Policy(policy)).await;
+    }
+
+    /// What may stand in for a model, by names, from now on: whether it does, the policy says each time.
+    pub fn set_stand_ins(&self, stand_ins: BTreeMap<String, Vec<String>>) {
+        self.inner.shelf.set_stand_ins(stand_ins);
+    }
+
+    /// The names of what may stand in for a model, first choice first.
+    pub fn stand_ins(&self, model: &str) -> Vec<String> {
+        self.inner.shelf.stand_ins(model)
+    }
+
+    /// Whether a request may go to a model whose tokens aren't its own's: then what it says must be kept.
+    pub fn may_reword(&self) -> bool {
+        self.inner.shelf.may_reword()
     }
 
     /// What time it is, for policies that ask.

@@ -63,7 +63,7 @@ impl Source {
     pub async fn follow(self, driver: Driver) -> anyhow::Result<()> {
         let mut last = self.text()?;
         driver.set_clock(clock()).await;
-        driver.set_policy(Box::new(parse(&self.name(), &last)?)).await;
+        enforce(&driver, parse(&self.name(), &last)?).await;
         tokio::spawn(async move {
             let (mut look, mut told) = (tokio::time::interval(LOOK), tokio::time::interval(CLOCK));
             loop {
@@ -87,12 +87,17 @@ impl Source {
         match parse(&self.name(), &text) {
             Ok(rules) => {
                 eprintln!("The policy in {} has changed and holds from now on.", self.name());
-                driver.set_policy(Box::new(rules)).await;
+                enforce(driver, rules).await;
             }
             Err(error) => eprintln!("error: {error}\nThe policy from before stays in force."),
         }
         *last = text;
     }
+}
+
+async fn enforce(driver: &Driver, rules: Rules) {
+    driver.set_stand_ins(rules.fallback.clone());
+    driver.set_policy(Box::new(rules)).await;
 }
 
 /// Reads a file of bounded length.

@@ -33,6 +33,7 @@ fn node(rng: &mut Rng, n: u64) -> (String, Profile) {
         weights: 7,
         bytes: 7,
         pinned: true,
+        resumes: true,
         prefixes: Vec::new(),
     };
     let text = format!(

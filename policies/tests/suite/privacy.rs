@@ -45,6 +45,7 @@ fn profile(rng: &mut Rng, n: u64) -> Profile {
         weights: 7,
         bytes: 7,
         pinned: true,
+        resumes: true,
         prefixes: Vec::new(),
     };
     Profile {

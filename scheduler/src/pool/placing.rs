@@ -183,7 +183,8 @@ impl Pool {
             || search.tried.contains(&id)
             || node.is_draining()
             || serving.leaving
-            || !serving.alive;
+            || !serving.alive
+            || (!serving.held.resumes && !ask.output.is_empty());
         if unfit {
             return Considered::Unfit;
         }
@@ -191,7 +192,7 @@ impl Pool {
             return Considered::Refused(Denied::Private(node.trust));
         }
         let left = u64::from(ask.max_tokens).saturating_sub(ask.output.len() as u64);
-        let worst = node.price.of(tokens, left);
+        let worst = node.worst(tokens, left);
         if worst > search.budget {
             return Considered::Refused(Denied::Budget(worst, search.budget));
         }

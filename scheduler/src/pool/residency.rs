@@ -241,7 +241,8 @@ impl Pool {
         let group = self.groups.get(&model)?;
         let priority = Priority::Interactive;
         let best = group.best(priority, 1).chain(group.best_full(priority, 1)).next()?;
-        let serving = self.nodes.get(&best)?.models.get(&model)?;
+        let node = self.nodes.get(&best).filter(|node| node.trust != Trust::Provider)?;
+        let serving = node.models.get(&model)?;
         let token_time = serving.held.rates.token_time_alone.mul_f64(serving.decode_ratio);
         Some((serving.held.weights, model, token_time))
     }

@@ -65,7 +65,11 @@ impl Scheduler {
         let Some(guest) = self.pool.guest(run.node).filter(|_| is_greedy(&ask.sampling) && tokens > 0) else {
             return;
         };
-        if id.is_own() || self.audit.len() >= CHECKS_MAX || !self.pool.is_held_by_us(ask.model) {
+        if id.is_own()
+            || request.changed
+            || self.audit.len() >= CHECKS_MAX
+            || !self.pool.is_held_by_us(ask.model)
+        {
             return;
         }
         if !self.draw().is_multiple_of(u64::from(self.limits.check_one_in.max(1))) {

@@ -85,8 +85,8 @@ impl Scheduler {
     pub(super) fn leave(&mut self, now: Time, ask: &Generate, run: &Run) {
         self.pool.release(now, run.node, ask, run.queued);
         let prompt = if run.first.is_some() { run.given } else { 0 };
-        let cost = run.price.of(prompt, u64::from(run.tokens));
-        if let Some((key, amount)) = self.ledger.settle(ask.request, run.attempt, cost)
+        let counted = run.price.of(prompt, u64::from(run.tokens));
+        if let Some((key, amount)) = self.ledger.settle(ask.request, run.attempt, counted)
             && amount > 0
         {
             self.outputs.push_back(Output::Spent { key, request: ask.request, attempt: run.attempt, amount });

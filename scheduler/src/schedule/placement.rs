@@ -2,31 +2,41 @@
 use super::{Phase, Request, Run, Scheduler};
 use crate::pool::{Bring, Place, Refusal, Search};
 use crate::serving::Prediction;
-use crate::{Ask, Clock, FailureKind, ModelId, NodeId, OnLoss, Output, PoolView, RequestId, Time, ToNode};
+use crate::{
+    Ask, Clock, FailureKind, Generate, ModelId, NodeId, OnLoss, Output, PoolView, RequestId, Time, ToNode,
+};
 use std::cmp::Reverse;
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 /// Requests that are counted as waiting before one, at most.
 const AHEAD_MAX: usize = 256;
+
+/// Whoever takes nothing for longer than this isn't waited for.
+const PAUSE_MAX: Duration = Duration::from_secs(30);
 
 impl Scheduler {
     pub(super) fn enqueue(&mut self, id: RequestId) {
         let Some(request) = self.requests.get(&id) else { return };
         let turn = (Reverse(request.ask.priority), id);
-        if self.waiting.entry(request.ask.model).or_default().insert(turn) {
-            self.waiting_total += 1;
+        let mut is_new = false;
+        for model in request.models() {
+            is_new |= self.waiting.entry(model).or_default().insert(turn);
         }
+        self.waiting_total += usize::from(is_new);
     }
 
     pub(super) fn dequeue(&mut self, id: RequestId) {
         let Some(request) = self.requests.get(&id) else { return };
-        let Some(turns) = self.waiting.get_mut(&request.ask.model) else { return };
-        if turns.remove(&(Reverse(request.ask.priority), id)) {
-            self.waiting_total -= 1;
+        let (turn, mut waited) = ((Reverse(request.ask.priority), id), false);
+        for model in request.models() {
+            let Some(turns) = self.waiting.get_mut(&model) else { continue };
+            waited |= turns.remove(&turn);
+            if turns.is_empty() {
+                self.waiting.remove(&model);
+            }
         }
-        if turns.is_empty() {
-            self.waiting.remove(&request.ask.model);
-        }
+        self.waiting_total -= usize::from(waited);
     }
 
     /// Takes a request off its node, if it is on one, and lets it wait.
@@ -55,7 +65,12 @@ impl Scheduler {
             self.end_failed(now, id, FailureKind::Internal, message);
             return false;
         }
-        let place = self.search(now, id, None);
+        let mut place = self.search(now, id, None);
+        if !matches!(place, Place::On(..))
+            && let Some(other) = self.search_others(now, id, None, &mut place)
+        {
+            self.change_model(id, other);
+        }
         if let Some(why) = self.too_late(now, id, &place) {
             self.end_failed(now, id, FailureKind::Deadline, why);
             return false;
@@ -64,6 +79,12 @@ impl Scheduler {
         match place {
             Place::On(node, predicted) => {
                 self.start(now, id, node, predicted);
+                false
+            }
+            Place::Wait(Some(until)) if until.since(now) > PAUSE_MAX => {
+                let wait_s = until.since(now).as_secs();
+                let message = format!("whoever could take it takes nothing for {wait_s} s; try again later");
+                self.end_failed(now, id, FailureKind::Busy, message);
                 false
             }
             Place::Wait(until) => {
@@ -200,6 +221,54 @@ impl Scheduler {
         self.policy.begin(&ask, &view).on_loss() != OnLoss::Fail
     }
 
+    /// Where a request could go now for another of its models, but for one node: which model, if there is one; `place` is
+    /// then there. If all that can be done is wait, that is what becomes of `place`.
+    pub(super) fn search_others(
+        &mut self,
+        now: Time,
+        id: RequestId,
+        not_on: Option<NodeId>,
+        place: &mut Place,
+    ) -> Option<usize> {
+        let others = self.requests.get(&id).map_or(0, |request| request.ask.otherwise.len());
+        for other in 0..others {
+            self.swap_model(id, other);
+            let found = self.search(now, id, not_on);
+            self.swap_model(id, other);
+            match (&found, &*place) {
+                (Place::On(..), _) => {
+                    *place = found;
+                    return Some(other);
+                }
+                (Place::Wait(None), Place::Never(_))
+                | (Place::Wait(Some(_)), Place::Never(_) | Place::Wait(None)) => {
+                    *place = found;
+                }
+                (Place::Wait(Some(soon)), Place::Wait(Some(late))) if soon < late => *place = found,
+                _ => {}
+            }
+        }
+        None
+    }
+
+    /// The other model changes places with the request's own, for a search: blocks of a cache are a model's.
+    fn swap_model(&mut self, id: RequestId, other: usize) {
+        let Some(request) = self.requests.get_mut(&id) else { return };
+        let Generate { model, otherwise, .. } = &mut *request.ask;
+        std::mem::swap(model, &mut otherwise[other]);
+        std::mem::swap(&mut request.keys, &mut request.other_keys);
+    }
+
+    /// It goes to a node for another of its models.
+    fn change_model(&mut self, id: RequestId, other: usize) {
+        self.swap_model(id, other);
+        if let Some(request) = self.requests.get_mut(&id) {
+            // Its tokens aren't that model's, so no cache has them, and nobody can check them.
+            (request.keys, request.other_keys) = (Vec::new(), Vec::new());
+            request.changed = true;
+        }
+    }
+
     /// How many wait for the same model before this request; counted up to a bound, beyond which it makes no difference.
     fn ahead(&self, id: RequestId, request: &Request) -> usize {
         let turn = (Reverse(request.ask.priority), id);
@@ -269,7 +338,8 @@ impl Scheduler {
         let (ask, price) = (&request.ask, self.pool.price(node));
         let given = (ask.prompt.len() + ask.output.len()) as u64;
         let left = u64::from(ask.max_tokens).saturating_sub(ask.output.len() as u64);
-        if !self.ledger.reserve(ask.key, id, ask.attempt, price.of(given, left)) {
+        let worst = self.pool.node(node).map_or(0, |node| node.worst(given, left));
+        if !self.ledger.reserve(ask.key, id, ask.attempt, worst) {
             return None;
         }
         let queued = given.saturating_sub(predicted.cached);

@@ -100,7 +100,10 @@ impl Scheduler {
     /// Nothing has come of it for long: it goes on elsewhere, if there is room right now.
     fn stalled(&mut self, now: Time, id: RequestId, node: NodeId) {
         let reason = format!("node {} made no progress", self.node_name(node));
-        let elsewhere = self.search(now, id, Some(node));
+        let mut elsewhere = self.search(now, id, Some(node));
+        if !matches!(elsewhere, Place::On(..)) {
+            self.search_others(now, id, Some(node), &mut elsewhere);
+        }
         let may_move = matches!(elsewhere, Place::On(..)) && self.may_go_on(now, id);
         let Some(request) = self.requests.get_mut(&id) else { return };
         let Phase::Running(run) = &mut request.phase else { return };
@@ -113,7 +116,7 @@ impl Scheduler {
             self.pool.failed(now, node);
             self.stop_running(now, id);
             self.displace(now, id, reason);
-        } else if run.stalls >= self.limits.stalls_max {
+        } else if run.stalls >= self.limits.stalls_max && !self.pool.is_provider(node) {
             self.stop_running(now, id);
             let message = format!("{reason} for long; no other node can go on with it");
             self.end_failed(now, id, FailureKind::Internal, message);

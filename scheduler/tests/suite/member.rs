@@ -35,8 +35,10 @@ pub(crate) struct Member {
     pub identity: u64,
     /// It holds the first model from the beginning, for good.
     pinned: bool,
-    price: Price,
+    pub price: Price,
     pub trust: Trust,
+    /// It goes on after the beginning of an answer.
+    pub resumes: bool,
     memory: u64,
     held: Vec<ModelId>,
     loading: Vec<ModelId>,
@@ -47,7 +49,9 @@ pub(crate) struct Member {
 impl Member {
     pub fn new(rng: &mut Rng, now: Time) -> Member {
         let pinned = !rng.one_in(4);
+        let trust = [Trust::Guest, Trust::Provider, Trust::Own, Trust::Own][rng.below(4) as usize];
         Member {
+            resumes: trust != Trust::Provider || rng.one_in(2),
             jobs: BTreeMap::new(),
             frozen: now,
             cut: now,
@@ -58,7 +62,7 @@ impl Member {
             identity: 1 + rng.below(4),
             pinned,
             price: Price { prompt: rng.below(2), output: rng.below(4) },
-            trust: if rng.one_in(4) { Trust::Guest } else { Trust::Own },
+            trust,
             memory: [45, 80, 100][rng.below(3) as usize],
             held: if pinned { vec![MODEL] } else { Vec::new() },
             loading: Vec::new(),
@@ -81,6 +85,7 @@ impl Member {
             model: *model,
             bytes: bytes_of(*model),
             pinned: self.pinned && *model == MODEL,
+            resumes: self.resumes,
             ..sample.clone()
         };
         let offer = |(model, bytes): &(ModelId, u64)| Offered {

@@ -27,6 +27,7 @@ pub(crate) fn profile(name: &str, slots: u32) -> Profile {
         weights: 0,
         bytes: 0,
         pinned: true,
+        resumes: true,
         prefixes: Vec::new(),
     };
     Profile { name: name.into(), models: vec![held], ..Profile::default() }

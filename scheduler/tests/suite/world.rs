@@ -324,6 +324,9 @@ impl World {
         let mut ask = ask(id, prompt, max_tokens);
         ask.key = KeyId(self.rng.below(2));
         ask.model = MODELS[if self.rng.one_in(3) { 1 + self.rng.below(2) as usize } else { 0 }].0;
+        if self.rng.one_in(4) {
+            ask.otherwise = MODELS.iter().map(|m| m.0).filter(|m| *m != ask.model).collect();
+        }
         ask.priority =
             [Priority::Background, Priority::Normal, Priority::Interactive][self.rng.below(3) as usize];
         if self.rng.one_in(10) {
@@ -376,9 +379,13 @@ impl World {
             };
             says.push((*request, *attempt, event));
         }
-        let pace = node.pace;
+        let (pace, price, keeps_account) = (node.pace, node.price, node.trust == Trust::Provider);
         for (request, attempt, event) in says {
             if !matches!(event, Event::Token(_)) {
+                if keeps_account {
+                    let amount = price.of(self.rng.below(2), 0);
+                    self.say(id, FromNode::Charged { request, attempt, amount });
+                }
                 self.nodes.get_mut(&id).expect("looked up above").jobs.remove(&(request, attempt));
             }
             let from = FromNode::Event { request, attempt, event };
@@ -403,8 +410,13 @@ impl World {
                 steps: node.steps,
                 rates: None,
             };
+            let pauses = node.trust == Trust::Provider;
             let models = MODELS.iter().filter(|m| node.holds(m.0)).map(status).collect();
             self.say(id, FromNode::Status(Status { models, ..Status::default() }));
+            if pauses && self.faulty() && self.rng.one_in(20) {
+                let pause = self.rng.ms(1, 3000);
+                self.say(id, FromNode::Pause(pause));
+            }
         }
         self.plan(Duration::from_millis(500), Happening::Beats(id));
     }
@@ -483,8 +495,11 @@ impl World {
                 Output::Send { node, message } => {
                     if let ToNode::Generate(ask) = &message {
                         let private = ask.is_private();
-                        let guest = self.nodes.get(&node).is_some_and(|node| node.trust == Trust::Guest);
-                        assert!(!(private && guest), "what is private goes to a guest");
+                        let member = self.nodes.get(&node);
+                        let foreign = member.is_some_and(|node| node.trust != Trust::Own);
+                        assert!(!(private && foreign), "what is private leaves the house");
+                        let begins = ask.output.is_empty();
+                        assert!(member.is_none_or(|node| node.resumes || begins), "it can't go on there");
                         match ask.request.is_own() {
                             true => self.checks += 1,
                             false => self.check_resume(ask),

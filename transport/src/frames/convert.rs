@@ -74,6 +74,7 @@ pub(super) fn generate(g: &ArchivedGenerate) -> Result<Generate> {
         deadline: g.deadline_ns.as_ref().map(|ns| Duration::from_nanos(ns.to_native())),
         ttft: None,
         max_cost: None,
+        otherwise: Vec::new(),
         salt: g.salt.into(),
         key: KeyId(g.key.into()),
         tags: g.tags.iter().map(|pair| (pair.0.as_str().to_owned(), pair.1.as_str().to_owned())).collect(),

@@ -391,6 +391,8 @@ fn held(h: Held) -> Result<vocabulary::Held, FrameError> {
         weights: h.weights,
         bytes: h.bytes,
         pinned: h.pinned,
+        // Whoever can't is asked by no such link.
+        resumes: true,
         prefixes: h.prefixes.iter().map(|key| digest(key).map(BlockKey)).collect::<Result<_, _>>()?,
     })
 }

@@ -46,6 +46,7 @@ pub(crate) fn ask() -> Generate {
         deadline: Some(Duration::from_millis(1500)),
         ttft: None,
         max_cost: None,
+        otherwise: Vec::new(),
         salt: 99,
         key: KeyId(3),
         tags: vec![("team".into(), "blau".into())],
@@ -84,6 +85,7 @@ pub(crate) fn profile() -> Profile {
         weights: 0,
         bytes: 0,
         pinned: false,
+        resumes: true,
         prefixes: Vec::new(),
     };
     Profile {

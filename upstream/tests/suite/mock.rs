@@ -128,11 +128,6 @@ impl Mock {
         self.state.paths.lock().unwrap().insert(path.into(), script);
     }
 
-    /// What is answered from now on.
-    pub fn rehearse(&self, scripts: Vec<Script>) {
-        *self.state.scripts.lock().unwrap() = scripts.into();
-    }
-
     /// The POSTs so far.
     pub fn seen(&self) -> Vec<Seen> {
         self.state.seen.lock().unwrap().clone()

@@ -49,11 +49,12 @@ pub(super) struct Serve {
     /// Don't let `weir join --lan` find this scheduler in the local network
     #[arg(long, requires = "listen")]
     no_lan: bool,
-    /// Hold no model here: only nodes that join do
-    #[arg(long, requires = "listen", conflicts_with = "model")]
+    /// Hold no model here: only nodes that join do, and providers that weir.toml names
+    #[arg(long, conflicts_with = "model")]
     no_node: bool,
     /// Where requests may go: a policy file, which may change meanwhile, or the name of a policy that comes with weir (see
-    /// `weir policy show`) [default: whoever is done first, but no provider]
+    /// `weir policy show`) [default: whoever is done first; a provider
+    /// only for requests that name its model]
     #[arg(long, value_name = "FILE")]
     policy: Option<String>,
     /// Where the cluster's key and members are kept
@@ -78,9 +79,16 @@ impl Serve {
         let policy =
             self.policy.as_ref().or(config.policy.as_ref()).map(|name| Source::named(name)).transpose()?;
         policy.as_ref().map(Source::load).transpose()?;
+        let upstreams = config.upstreams()?;
+        if self.no_node && self.listen.is_none() && upstreams.is_empty() {
+            anyhow::bail!(
+                "with --no-node nobody could answer: let nodes join with --listen ADDR, or name a [[provider]] in weir.toml"
+            );
+        }
         super::runtime()?.block_on(async {
             let device = device_options(config);
-            let driver = DriverConfig { models, device, labels: config.labels(), no_node: self.no_node };
+            let driver =
+                DriverConfig { models, device, labels: config.labels(), no_node: self.no_node, upstreams };
             let driver = match self.no_node {
                 true => Driver::start(driver).await?,
                 false => {

@@ -95,7 +95,7 @@ impl Speaker {
 
 impl Here {
     async fn ask(&self, messages: &[Message], wishes: &Wishes) -> anyhow::Result<Reply> {
-        let ServedModel { template, tokenizer, .. } = &*self.model;
+        let (tokenizer, template) = self.model.text().context("the model hands out no tokenizer")?;
         let prompt = template.prompt(tokenizer, &serde_json::to_value(messages)?, None)?;
         let room = (self.model.context as usize).saturating_sub(prompt.len());
         if room == 0 {

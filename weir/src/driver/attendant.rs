@@ -1,7 +1,7 @@
 //! Reads what a node says of itself.
 use super::conductor::Command;
 use super::shelf::Shelf;
-use super::{ServedModel, start};
+use super::{ServedModel, Source, start};
 use crate::cluster::{Cluster, Member};
 use crate::once::Once;
 use std::net::{IpAddr, SocketAddr};
@@ -251,8 +251,7 @@ impl Attendant {
             name: held.name.clone(),
             id: held.model,
             context: held.context,
-            tokenizer: Arc::new(tokenizer),
-            template: Arc::new(template),
+            source: Source::Nodes { tokenizer: Arc::new(tokenizer), template: Arc::new(template) },
             created: start::since_1970(),
         })
     }

@@ -1,11 +1,12 @@
 //! The one task that touches the scheduler.
-use super::Nodes;
+use super::conversation::{Conversation, Talk};
+use super::course::Course;
 use super::news::{News, Newsroom, NodeInfo};
 use super::pump::{Delivery, Pump};
 use super::shelf::Shelf;
 use crate::cluster::{Cluster, Member};
 use std::collections::HashMap;
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::mpsc::OwnedPermit;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -16,6 +17,7 @@ use weir_scheduler::{
     RequestId, Scheduler, Time, ToNode, Wanted,
 };
 use weir_transport::{Link, Order, PublicKey};
+use weir_upstream::Upstream;
 
 /// Events that a client hasn't read yet, at most.
 const EVENTS_MAX: usize = 64;
@@ -42,6 +44,8 @@ pub(super) enum Command {
     },
     /// How long a word takes to a node and back.
     RoundTrip { node: NodeId, time: Duration },
+    /// A model of an upstream can be had, by its name there.
+    Upstream { node: NodeId, profile: Profile, upstream: Box<Counter> },
     /// A node said something.
     FromNode { node: NodeId, from: FromNode },
     /// A node sent tokens.
@@ -73,18 +77,39 @@ pub(super) struct Client {
     events: mpsc::Sender<Event>,
     /// Kept free for the end.
     last: OwnedPermit<Event>,
-    pub nodes: Nodes,
-    /// The last of those.
+    /// The last node that took part.
     node: Option<NodeId>,
+    pub course: Course,
+    /// What it said, and what it has heard of the answer: for upstreams, and for models with other tokens.
+    conversation: Option<Arc<Conversation>>,
+    so_far: String,
+    /// The model in whose tokens its prompt and output are; none, once some of its output is of no vocabulary.
+    tokens_of: Option<ModelId>,
     /// By attempt: one, or two while two nodes race to begin.
     pumps: Vec<(u32, AbortHandle)>,
 }
 
 impl Client {
-    pub fn new() -> (Client, mpsc::Receiver<Event>) {
+    pub fn new(model: ModelId, conversation: Option<Arc<Conversation>>) -> (Client, mpsc::Receiver<Event>) {
         let (events, receiver) = mpsc::channel(EVENTS_MAX + 1);
         let last = events.clone().try_reserve_owned().expect("a new channel has room");
-        (Client { events, last, nodes: Nodes::default(), node: None, pumps: Vec::new() }, receiver)
+        let client = Client {
+            events,
+            last,
+            course: Course::default(),
+            conversation,
+            so_far: String::new(),
+            tokens_of: Some(model),
+            node: None,
+            pumps: Vec::new(),
+        };
+        (client, receiver)
+    }
+
+    /// What an attempt needs to know beside the token ids; none where nothing more is known.
+    fn talk(&self) -> Option<Talk> {
+        let conversation = self.conversation.clone()?;
+        Some(Talk { conversation, so_far: self.so_far.clone(), course: self.course.clone() })
     }
 }
 
@@ -92,8 +117,41 @@ struct Node {
     name: Arc<str>,
     key: Option<PublicKey>,
     cluster: Option<Arc<Cluster>>,
-    link: Arc<Link>,
-    orders: mpsc::Sender<Order>,
+    line: Line,
+}
+
+/// How a node is reached.
+enum Line {
+    Link { link: Arc<Link>, orders: mpsc::Sender<Order> },
+    Upstream(Box<Counter>),
+}
+
+/// Where a model of an upstream can be had.
+pub(super) struct Counter {
+    pub upstream: Upstream,
+    /// Its name there.
+    pub model: String,
+    /// Gone when the node is.
+    pub _open: Arc<()>,
+}
+
+impl Line {
+    fn close(&self, reason: &str) {
+        match self {
+            Line::Link { link, .. } => link.close(reason),
+            // It isn't ours to close.
+            Line::Upstream(_) => {}
+        }
+    }
+
+    /// Says whether it is on its way.
+    fn order(&self, order: Order) -> bool {
+        match self {
+            Line::Link { orders, .. } => orders.try_send(order).is_ok(),
+            // It holds what it holds.
+            Line::Upstream(_) => true,
+        }
+    }
 }
 
 impl Node {
@@ -205,8 +263,13 @@ impl Conductor {
             Command::Reader { request, behind } => self.handle(Input::Reader { request, behind }),
             Command::Connected { node, member, cluster, profile, link, orders } => {
                 let key = member.as_ref().map(|m| m.key);
-                let here = Node { name: profile.name.as_str().into(), key, cluster, link, orders };
+                let line = Line::Link { link, orders };
+                let here = Node { name: profile.name.as_str().into(), key, cluster, line };
                 self.connected(node, here, profile, member.is_some_and(|m| m.drained));
+            }
+            Command::Upstream { node, profile, upstream } => {
+                let (name, line) = (profile.name.as_str().into(), Line::Upstream(upstream));
+                self.connected(node, Node { name, key: None, cluster: None, line }, profile, false);
             }
             Command::RoundTrip { node, time } => self.handle(Input::RoundTrip { node, time }),
             Command::FromNode { node, from } => {
@@ -222,7 +285,7 @@ impl Conductor {
             Command::Expel { key, reason } => {
                 for node in self.with_key(key) {
                     if let Some(node) = self.nodes.get(&node) {
-                        node.link.close(&reason);
+                        node.line.close(&reason);
                     }
                     self.lost(node, reason.clone());
                 }
@@ -247,6 +310,10 @@ impl Conductor {
             Command::Watch(reader) => self.news.add(reader),
             Command::Tokens { node, request, attempt, deliveries } => {
                 self.speaker = Some(node);
+                let foreign = matches!(self.nodes.get(&node), Some(Node { line: Line::Upstream(_), .. }));
+                if let Some(client) = self.clients.get_mut(&request).filter(|_| foreign) {
+                    client.tokens_of = None;
+                }
                 for (token, place) in deliveries {
                     let from = FromNode::Event { request, attempt, event: Event::Token(token) };
                     self.scheduler.handle(self.now(), Input::Node { node, from });
@@ -278,7 +345,7 @@ impl Conductor {
         for old in key.map(|key| self.with_key(key)).unwrap_or_default() {
             let reason = "the node has connected anew";
             if let Some(old) = self.nodes.get(&old) {
-                old.link.close(reason);
+                old.line.close(reason);
             }
             self.lost(old, reason.into());
         }
@@ -300,7 +367,7 @@ impl Conductor {
     fn drain(&mut self, id: NodeId, on: bool) {
         if let Some(node) = self.nodes.get(&id) {
             // It is only told for its person's sake.
-            _ = node.orders.try_send(Order::Drain { on });
+            _ = node.line.order(Order::Drain { on });
             self.news.tell(News::Drained { name: node.name.to_string(), key: node.key, on });
         }
         self.handle(Input::Drain { node: id, on });
@@ -355,6 +422,9 @@ impl Conductor {
             }
             Output::Send { node, message } => self.order(node, &message),
             Output::Spent { key, request, amount, .. } => {
+                if let Some(client) = self.clients.get(&request) {
+                    client.course.spent(amount);
+                }
                 tracing::debug!("{request:?} cost {key:?} {amount} billionths of a dollar");
             }
             Output::Found { want, found } => {
@@ -363,10 +433,14 @@ impl Conductor {
                     _ = reply.send(found);
                 }
             }
-            Output::Emit { request, event: event @ Event::Token(_) } => match place.take() {
+            Output::Emit { request, event: Event::Token(token) } => match place.take() {
                 Some((owner, place)) if owner == request => {
                     self.takes_part(request);
-                    _ = place.send(event);
+                    if let Some(client) = self.clients.get_mut(&request).filter(|c| c.conversation.is_some())
+                    {
+                        client.so_far.push_str(&token.text);
+                    }
+                    _ = place.send(Event::Token(token));
                 }
                 _ => tracing::error!("a token of {request:?} has no place; this is a bug"),
             },
@@ -386,7 +460,7 @@ impl Conductor {
                     if refuted {
                         gone.refute();
                     }
-                    gone.link.close(&reason);
+                    gone.line.close(&reason);
                     self.shelf.release(node);
                     self.news.tell(News::Left { name: gone.name.to_string(), key: gone.key, reason });
                     self.count.send_replace(self.nodes.len());
@@ -401,15 +475,15 @@ impl Conductor {
         if client.node.replace(speaker) != Some(speaker)
             && let Some(node) = self.nodes.get(&speaker)
         {
-            client.nodes.lock().unwrap_or_else(PoisonError::into_inner).push(node.name.clone());
+            client.course.joined(node.name.clone());
         }
     }
 
     /// Orders may not be lost: a node that doesn't take them is no good.
     fn order(&mut self, id: NodeId, message: &ToNode) {
         let (Some(node), Some(order)) = (self.nodes.get(&id), Order::of(message)) else { return };
-        if node.orders.try_send(order).is_err() {
-            node.link.close("it takes no orders");
+        if !node.line.order(order) {
+            node.line.close("it takes no orders");
         }
     }
 
@@ -417,7 +491,7 @@ impl Conductor {
         if ask.request.is_own() {
             // Nobody waits for it; what comes is kept until it has ended.
             self.clients.entry(ask.request).or_insert_with(|| {
-                let (client, events) = Client::new();
+                let (client, events) = Client::new(ask.model, None);
                 self.unread.insert(ask.request, events);
                 client
             });
@@ -426,7 +500,18 @@ impl Conductor {
         let (Some(node), Some(commands)) = (self.nodes.get(&id), self.commands.upgrade()) else { return };
         let (request, attempt) = (ask.request, ask.attempt);
         let pump = Pump { node: id, request, attempt, client: client.events.clone(), commands };
-        let task = tokio::spawn(pump.run(node.link.clone(), ask)).abort_handle();
+        let task = match &node.line {
+            Line::Upstream(upstream) => {
+                let (upstream, model) = (upstream.upstream.clone(), upstream.model.clone());
+                tokio::spawn(pump.consult(upstream, model, ask, client.talk()))
+            }
+            Line::Link { link, .. } => {
+                let reword = client.tokens_of != Some(ask.model);
+                let reword = reword.then(|| self.shelf.by_id(ask.model).zip(client.talk()));
+                tokio::spawn(pump.run(link.clone(), ask, reword))
+            }
+        };
+        let task = task.abort_handle();
         client.pumps.retain(|(_, pump)| !pump.is_finished());
         client.pumps.push((attempt, task));
     }
@@ -440,7 +525,7 @@ impl Conductor {
             client.last.send(Event::Failed(failure()));
         }
         for (_, node) in self.nodes.drain() {
-            node.link.close("the scheduler is shutting down");
+            node.line.close("the scheduler is shutting down");
         }
     }
 }

@@ -1,5 +1,7 @@
 //! Carries one attempt at a request: sends it to the node and reads what comes back, no faster than the client reads.
+use super::ServedModel;
 use super::conductor::Command;
+use super::conversation::Talk;
 use std::sync::Arc;
 use tokio::sync::mpsc;
 use tokio::sync::mpsc::OwnedPermit;
@@ -20,8 +22,11 @@ pub(super) struct Pump {
 /// A token, and its place in the client's queue.
 pub(super) type Delivery = (Token, OwnedPermit<Event>);
 
+/// The model whose tokens a request is to be put into, and what is said in it; none where either isn't known.
+pub(super) type Reword = Option<(Arc<ServedModel>, Talk)>;
+
 /// Why a pump stops.
-enum Stop {
+pub(super) enum Stop {
     /// The attempt's end has been told.
     Told,
     /// It broke: why.
@@ -32,26 +37,48 @@ enum Stop {
 
 impl Pump {
     /// Runs until the attempt has ended. Dropping the future resets the stream, which cancels the attempt.
-    pub async fn run(self, link: Arc<Link>, ask: Generate) {
+    pub async fn run(self, link: Arc<Link>, ask: Generate, reword: Option<Reword>) {
         let Pump { node, request, attempt, .. } = self;
-        match self.carry(&link, ask).await {
+        let carried = match self.reword(ask, reword).await {
+            Ok((ask, shift)) => self.carry(&link, ask, shift).await,
+            Err(stop) => Err(stop),
+        };
+        match carried {
             Err(Stop::Broke(reason)) => self.tell(Command::Broken { node, request, attempt, reason }).await,
             Err(Stop::ReaderGone) => self.tell(Command::Cancel(request)).await,
             Ok(()) | Err(Stop::Told) => {}
         }
     }
 
-    async fn tell(&self, command: Command) {
+    /// The request in the words of the node's model, where they aren't the ones it came in; and by how much the node's
+    /// positions differ from ours.
+    async fn reword(&self, mut ask: Generate, reword: Option<Reword>) -> Result<(Generate, u32), Stop> {
+        let Some(reword) = reword else { return Ok((ask, 0)) };
+        let work = move || {
+            let (model, talk) = reword.ok_or("it can't be put into the tokens of another model")?;
+            talk.reword(&model, &mut ask).map(|shift| (ask, shift))
+        };
+        let done = tokio::task::spawn_blocking(work).await.unwrap_or_else(|error| Err(error.to_string()));
+        match done {
+            Ok(done) => Ok(done),
+            Err(message) => {
+                self.tell_end(Event::Failed(Failure { kind: FailureKind::Invalid, message })).await;
+                Err(Stop::Told)
+            }
+        }
+    }
+
+    pub(super) async fn tell(&self, command: Command) {
         // Without a conductor nobody needs to know.
         _ = self.commands.send(command).await;
     }
 
-    async fn tell_end(&self, event: Event) {
+    pub(super) async fn tell_end(&self, event: Event) {
         let from = FromNode::Event { request: self.request, attempt: self.attempt, event };
         self.tell(Command::FromNode { node: self.node, from }).await;
     }
 
-    async fn carry(&self, link: &Link, ask: Generate) -> Result<(), Stop> {
+    async fn carry(&self, link: &Link, ask: Generate, shift: u32) -> Result<(), Stop> {
         let broke = |error: &dyn std::fmt::Display| Stop::Broke(format!("its stream broke: {error}"));
         let frame = match Frame::generate(ask) {
             Ok(frame) => frame,
@@ -71,7 +98,8 @@ impl Pump {
                 Message::Tokens(tokens) if (tokens.request(), tokens.attempt()) == self.about() => {
                     let mut deliveries = Vec::with_capacity(tokens.len());
                     let mut place = Some(place);
-                    for token in tokens.iter() {
+                    for mut token in tokens.iter() {
+                        token.position = token.position.wrapping_add(shift);
                         // What was coalesced is taken piece by piece as well: it is bounded by the frame.
                         let place = match place.take() {
                             Some(place) => place,
@@ -102,7 +130,7 @@ impl Pump {
         (self.request, self.attempt)
     }
 
-    async fn deliver(&self, deliveries: Vec<Delivery>) {
+    pub(super) async fn deliver(&self, deliveries: Vec<Delivery>) {
         let Pump { node, request, attempt, .. } = *self;
         if !deliveries.is_empty() {
             self.tell(Command::Tokens { node, request, attempt, deliveries }).await;
@@ -118,7 +146,7 @@ impl Pump {
     }
 
     /// A place in the client's queue; while there is none, the node isn't to blame for silence.
-    async fn place(&self) -> Result<OwnedPermit<Event>, Stop> {
+    pub(super) async fn place(&self) -> Result<OwnedPermit<Event>, Stop> {
         match self.client.clone().try_reserve_owned() {
             Ok(place) => Ok(place),
             Err(TrySendError::Closed(_)) => Err(Stop::ReaderGone),

@@ -21,6 +21,10 @@ struct Inside {
     offers: BTreeMap<ModelId, (String, BTreeSet<NodeId>)>,
     /// Whose tokenizers are on their way.
     coming: HashSet<ModelId>,
+    /// There are upstreams, or may be.
+    upstreams: bool,
+    /// What may stand in for models, by names.
+    stand_ins: BTreeMap<String, Vec<String>>,
 }
 
 impl Shelf {
@@ -49,6 +53,34 @@ impl Shelf {
     pub fn by_id(&self, id: ModelId) -> Option<Arc<ServedModel>> {
         let inside = self.inside();
         inside.known.iter().find(|m| m.id == id && inside.holders.contains_key(&m.id)).cloned()
+    }
+
+    /// Upstreams are looked after from now on.
+    pub fn expect_upstreams(&self) {
+        self.inside().upstreams = true;
+    }
+
+    pub fn set_stand_ins(&self, stand_ins: BTreeMap<String, Vec<String>>) {
+        self.inside().stand_ins = stand_ins;
+    }
+
+    pub fn stand_ins(&self, model: &str) -> Vec<String> {
+        self.inside().stand_ins.get(model).cloned().unwrap_or_default()
+    }
+
+    /// Requests may go to upstreams, or to models with other tokens.
+    pub fn may_reword(&self) -> bool {
+        let inside = self.inside();
+        inside.upstreams || !inside.stand_ins.is_empty()
+    }
+
+    /// A model of an upstream, which needs no tokenizer; its name is nobody else's.
+    pub fn know(&self, model: ServedModel) {
+        let mut inside = self.inside();
+        inside.known.retain(|known| known.id != model.id);
+        if inside.known.len() < KNOWN_MAX {
+            inside.known.push(Arc::new(model));
+        }
     }
 
     /// Names of models that no node holds and some could load.

@@ -1,7 +1,7 @@
 //! What a driver serves, and how it comes up.
 use super::conductor::{self, Command};
 use super::shelf::Shelf;
-use super::{Driver, Inner, ServedModel};
+use super::{Driver, Inner, ServedModel, Source};
 use serde::{Deserialize, Serialize};
 use std::hash::{BuildHasher, RandomState};
 use std::path::PathBuf;
@@ -36,6 +36,8 @@ pub struct DriverConfig {
     pub labels: Vec<(String, String)>,
     /// Schedule only: hold no model here.
     pub no_node: bool,
+    /// Whom requests may be sent on to.
+    pub upstreams: Vec<weir_upstream::Upstream>,
 }
 
 /// A model to serve.
@@ -294,6 +296,7 @@ pub(super) async fn start(
         let up = timeout(GREETING, nodes.wait_for(|nodes| *nodes > 0)).await;
         up.map_err(|_| DriverError::Node)?.map_err(|_| DriverError::Node)?;
     }
+    config.upstreams.into_iter().for_each(|upstream| driver.attach_upstream(upstream));
     Ok(driver)
 }
 
@@ -334,8 +337,7 @@ fn served(loaded: &Loaded) -> ServedModel {
         name: loaded.held.name.clone(),
         id: loaded.held.model,
         context: loaded.held.context,
-        tokenizer: loaded.tokenizer.clone(),
-        template: loaded.template.clone(),
+        source: Source::Nodes { tokenizer: loaded.tokenizer.clone(), template: loaded.template.clone() },
         created: since_1970(),
     }
 }
@@ -363,7 +365,7 @@ fn bring_up(shelf: Shelf, local: Worker) -> Driver {
         local,
         nodes,
         next_request: AtomicU64::new(1),
-        next_node: AtomicU64::new(1),
+        next_node: Arc::new(AtomicU64::new(1)),
     };
     Driver { inner: Arc::new(inner) }
 }

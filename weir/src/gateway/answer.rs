@@ -9,7 +9,7 @@ use super::running::{Running, Total};
 use super::stats::Counted;
 use super::stream::{Ends, EventStream, backstop};
 use super::write::{Gathered, Label, Writer};
-use crate::driver::{Ask, Generation, ServedModel};
+use crate::driver::{Ask, Generation, ServedModel, Source};
 use bytes::BytesMut;
 use hyper::Response;
 use hyper::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderName, HeaderValue};
@@ -114,13 +114,18 @@ async fn start(
 ) -> Result<Vec<Generation>, ApiError> {
     let context = request.model.context;
     let mut generations = Vec::with_capacity(prompts.len() * request.n);
-    for prompt in prompts {
+    let output_max = match &request.model.source {
+        Source::Upstream { output_max, .. } => output_max.unwrap_or(u32::MAX),
+        Source::Nodes { .. } => u32::MAX,
+    };
+    for (number, prompt) in prompts.iter().enumerate() {
         for choice in 0..request.n {
-            let room = context.saturating_sub(prompt.ids.len() as u32);
+            let room = context.saturating_sub(prompt.ids.len() as u32).min(output_max);
             let ask = Ask {
                 request: RequestId(0),
                 attempt: 0,
                 model: request.model.id,
+                otherwise: request.otherwise.clone(),
                 prompt: prompt.ids.clone(),
                 output: Vec::new(),
                 sampling: Sampling {
@@ -139,7 +144,8 @@ async fn start(
                 tags: request.tags.clone(),
                 trace,
             };
-            generations.push(shared.driver.generate(ask).await?);
+            let conversation = request.conversations.get(number).cloned();
+            generations.push(shared.driver.converse(ask, conversation).await?);
         }
     }
     Ok(generations)
@@ -206,6 +212,9 @@ async fn whole(
         let gathered = &mut choices[choice];
         match event {
             Event::Token(token) => {
+                if let Some(extra) = running.extra(choice, token.position) {
+                    gathered.add(extra);
+                }
                 gathered.text.push_str(&token.text);
                 if let (Some(all), Some(one)) = (&mut gathered.logprobs, token.logprob) {
                     all.push(one);
@@ -214,6 +223,7 @@ async fn whole(
             Event::Finished { reason, text, usage } => {
                 gathered.text.push_str(&text);
                 gathered.finish = Some(reason);
+                gathered.word = running.word(choice);
                 total.add(choice, &usage);
             }
             Event::Failed(failure) => return Err(failure.into()),

@@ -26,6 +26,16 @@ impl Fields {
         }
     }
 
+    /// All that is there, as it came.
+    pub(super) fn copy(&self) -> Map<String, Value> {
+        self.map.clone()
+    }
+
+    /// Whether there is such a field.
+    pub(super) fn has(&self, name: &str) -> bool {
+        self.map.contains_key(name)
+    }
+
     /// Whatever the field is.
     pub(super) fn take(&mut self, name: &str) -> Option<Value> {
         self.map.remove(name).filter(|v| !v.is_null())

@@ -2,7 +2,7 @@
 use super::Shared;
 use super::body::Body;
 use super::error::ApiError;
-use crate::driver::{Driver, ServedModel};
+use crate::driver::{Driver, ServedModel, Source};
 use hyper::header::{CONTENT_TYPE, HeaderValue};
 use hyper::{Response, StatusCode};
 use serde::Deserialize;
@@ -20,7 +20,7 @@ pub(super) fn find(shared: &Shared, name: Option<&str>) -> Result<Arc<ServedMode
         return Ok(model);
     }
     let alike = |wanted: &str| {
-        let mut alike = driver.models().into_iter().filter(|m| plain(&m.name) == wanted);
+        let mut alike = driver.models().into_iter().filter(|m| !m.is_foreign() && plain(&m.name) == wanted);
         alike.next().filter(|_| alike.next().is_none())
     };
     let wanted = plain(name);
@@ -91,10 +91,13 @@ pub(super) fn ready(driver: &Driver) -> Response<Body> {
 }
 
 fn describe(model: &ServedModel) -> Value {
-    json!({
-        "id": model.name, "object": "model", "created": model.created, "owned_by": "weir",
-        "weir": { "context": model.context, "sha256": model.id.to_string() },
-    })
+    let (owner, weir) = match &model.source {
+        Source::Nodes { .. } => ("weir", json!({ "context": model.context, "sha256": model.id.to_string() })),
+        Source::Upstream { provider, own, .. } => {
+            (&**provider, json!({ "context": model.context, "upstream": true, "own": own }))
+        }
+    };
+    json!({ "id": model.name, "object": "model", "created": model.created, "owned_by": owner, "weir": weir })
 }
 
 fn probe(good: bool, detail: &str) -> Response<Body> {

@@ -19,7 +19,8 @@ pub(super) struct Encoded {
 
 /// Tokenizes the request's prompts, and checks what depends on the vocabulary and the context.
 pub(super) fn encode(request: &mut Request) -> Result<Vec<Encoded>, ApiError> {
-    let tokenizer = request.model.tokenizer.clone();
+    let model = request.model.clone();
+    let Some((tokenizer, template)) = model.text() else { return Ok(theirs(request)) };
     let vocabulary = tokenizer.len();
     if let Some((id, _)) = request.sampling.logit_bias.iter().find(|(id, _)| *id as usize >= vocabulary) {
         return Err(ApiError::field(
@@ -32,12 +33,12 @@ pub(super) fn encode(request: &mut Request) -> Result<Vec<Encoded>, ApiError> {
     for prompt in std::mem::take(&mut request.prompts) {
         let (ids, text, param) = match prompt {
             Prompt::Messages { messages, tools } => {
-                let template = &request.model.template;
                 request.stop.extend(template.stops().iter().map(|s| (*s).to_owned()));
                 let (messages, tools) = (Value::Array(messages), Value::Array(tools));
-                let ids = template.prompt(&tokenizer, &messages, Some(&tools)).map_err(refusal)?;
+                let ids = template.prompt(tokenizer, &messages, Some(&tools)).map_err(refusal)?;
                 (ids, String::new(), "messages")
             }
+            Prompt::Theirs(tokens) => (vec![0; tokens.max(1) as usize], String::new(), "messages"),
             Prompt::Text(text) => (tokenizer.encode_prompt(&text, Special::Parse), text, "prompt"),
             Prompt::Ids(ids) => {
                 if let Some(id) = ids.iter().find(|id| **id as usize >= vocabulary) {
@@ -55,6 +56,16 @@ pub(super) fn encode(request: &mut Request) -> Result<Vec<Encoded>, ApiError> {
         encoded.push(Encoded { ids, echo: request.echo.then_some(text) });
     }
     Ok(encoded)
+}
+
+/// Prompts for an upstream: as many ids of nothing as they have tokens, about.
+fn theirs(request: &mut Request) -> Vec<Encoded> {
+    let most = request.model.context.saturating_sub(1).max(1);
+    let one = |prompt: Prompt| {
+        let tokens = if let Prompt::Theirs(tokens) = prompt { tokens.clamp(1, most) } else { 1 };
+        Encoded { ids: vec![0; tokens as usize], echo: None }
+    };
+    std::mem::take(&mut request.prompts).into_iter().map(one).collect()
 }
 
 fn check_length(ids: &[u32], context: u32, param: &'static str) -> Result<(), ApiError> {

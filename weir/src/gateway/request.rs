@@ -2,12 +2,12 @@
 use super::error::ApiError;
 use super::fields::{Fields, wrong_type};
 use super::{Limits, Shared};
-use crate::driver::ServedModel;
-use serde_json::Value;
+use crate::driver::{Conversation, ServedModel, Words};
+use serde_json::{Map, Value};
 use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
 use std::time::Duration;
-use weir_scheduler::{Class, Priority, Sampling};
+use weir_scheduler::{Class, ModelId, Priority, Sampling};
 
 /// Which of the two APIs a request came through.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,10 +41,17 @@ pub(super) struct Request {
     pub(super) ttft: Option<Duration>,
     /// Billionths of a dollar.
     pub(super) max_cost: Option<u64>,
+    /// Models that will do as well.
+    pub(super) otherwise: Vec<ModelId>,
+    /// One for each prompt, where somebody may want to know more than its token ids; else none.
+    pub(super) conversations: Vec<Arc<Conversation>>,
 }
 
 /// What is to be continued.
+#[derive(Clone)]
 pub(super) enum Prompt {
+    /// For an upstream, which knows best how many tokens it is; about so many.
+    Theirs(u32),
     /// For the model's template: an array of message objects and one of tools.
     Messages { messages: Vec<Value>, tools: Vec<Value> },
     /// Text as it is.
@@ -66,6 +73,8 @@ impl Request {
     ) -> Result<Request, ApiError> {
         let mut fields = Fields::parse(body)?;
         let named = fields.string("model")?;
+        let copy = (shared.driver.may_reword() || fields.has("weir")).then(|| fields.copy());
+        let seeded = fields.has("seed");
         let options = weir_options(&mut fields)?;
         let model = match (chosen, options.class) {
             (Some(chosen), _) => chosen,
@@ -73,11 +82,15 @@ impl Request {
             (None, Some(_)) => return Err(ApiError::no_model(named.as_deref(), &[])),
             (None, None) => super::models::find(shared, named.as_deref())?,
         };
-        refuse_unsupported(api, &mut fields)?;
-        let prompts = match api {
-            Api::Chat => vec![chat_prompt(&mut fields)?],
-            Api::Completion => completion_prompts(&mut fields)?,
+        let theirs = model.text().is_none();
+        if !theirs {
+            refuse_unsupported(api, &mut fields)?;
+        }
+        let ours = match api {
+            Api::Chat => chat_prompt(&mut fields).map(|prompt| vec![prompt]),
+            Api::Completion => completion_prompts(&mut fields),
         };
+        let (prompts, conversations) = told(api, theirs, ours, copy, seeded)?;
         let n = fields.integer("n", 1..=16)?.unwrap_or(1) as usize;
         check_choices(prompts.len(), n, &shared.limits)?;
         let echo = api == Api::Completion && fields.boolean("echo")?.unwrap_or(false);
@@ -93,7 +106,14 @@ impl Request {
         let ignore_eos = fields.boolean("ignore_eos")?.unwrap_or(false);
         let stream = fields.boolean("stream")?.unwrap_or(false);
         let include_usage = include_usage(&mut fields, stream)?;
-        let WeirOptions { priority, tags, ttft, max_cost, class: _ } = options;
+        let WeirOptions { priority, tags, ttft, max_cost, otherwise, class: _ } = options;
+        let other = |name: &String| super::models::find(shared, Some(name)).map(|model| model.id);
+        let otherwise = otherwise.iter().map(other).collect::<Result<Vec<_>, _>>();
+        let mut otherwise = otherwise.map_err(|error| error.within("weir.otherwise"))?;
+        // The policy's come last, and those that aren't here don't count.
+        let stand_ins = shared.driver.stand_ins(&model.name);
+        otherwise.extend(stand_ins.iter().filter_map(|name| other(name).ok()));
+        otherwise.retain(|other| *other != model.id);
         Ok(Request {
             api,
             model,
@@ -110,8 +130,60 @@ impl Request {
             tags,
             ttft,
             max_cost,
+            otherwise,
+            conversations,
         })
     }
+}
+
+/// Prompts as the model's own nodes want them, or as an upstream's counts of tokens; and each with what its client sent,
+/// where there is a copy of that.
+fn told(
+    api: Api,
+    theirs: bool,
+    ours: Result<Vec<Prompt>, ApiError>,
+    copy: Option<Map<String, Value>>,
+    seeded: bool,
+) -> Result<(Vec<Prompt>, Vec<Arc<Conversation>>), ApiError> {
+    let Some(mut copy) = copy else { return Ok((ours?, Vec::new())) };
+    let form = match api {
+        Api::Chat => weir_upstream::Api::Chat,
+        Api::Completion => weir_upstream::Api::Completion,
+    };
+    copy.remove("weir");
+    let ours = match ours {
+        // An upstream may know what we don't.
+        Err(_) if theirs && api == Api::Chat && copy.get("messages").is_some_and(|m| !is_empty_list(m)) => {
+            vec![Prompt::Theirs(0)]
+        }
+        ours => ours?,
+    };
+    let (mut prompts, mut conversations) = (Vec::with_capacity(ours.len()), Vec::with_capacity(ours.len()));
+    for prompt in ours {
+        let mut fields = copy.clone();
+        let words = match &prompt {
+            Prompt::Messages { messages, tools } => {
+                let (messages, tools) = (Value::Array(messages.clone()), Value::Array(tools.clone()));
+                Some(Words::Messages { messages, tools })
+            }
+            Prompt::Text(text) => {
+                fields.insert("prompt".into(), text.as_str().into());
+                Some(Words::Text(text.clone()))
+            }
+            Prompt::Ids(ids) => {
+                fields.insert("prompt".into(), ids.as_slice().into());
+                None
+            }
+            Prompt::Theirs(_) => None,
+        };
+        prompts.push(if theirs { Prompt::Theirs(weir_upstream::estimate_tokens(&fields)) } else { prompt });
+        conversations.push(Arc::new(Conversation { api: form, fields, words, seeded }));
+    }
+    Ok((prompts, conversations))
+}
+
+fn is_empty_list(value: &Value) -> bool {
+    value.as_array().is_none_or(Vec::is_empty)
 }
 
 /// 64 random bits: a seed where the client gave none, or part of a name. Not for secrets.
@@ -408,7 +480,12 @@ struct WeirOptions {
     /// Billionths of a dollar.
     max_cost: Option<u64>,
     class: Option<Class>,
+    /// Names of models.
+    otherwise: Vec<String>,
 }
+
+/// Models that a request may name beside its own.
+const OTHERWISE_MAX: usize = 8;
 
 fn weir_options(fields: &mut Fields) -> Result<WeirOptions, ApiError> {
     let Some(mut options) = fields.object("weir")? else { return Ok(WeirOptions::default()) };
@@ -447,12 +524,24 @@ fn weir_options(fields: &mut Fields) -> Result<WeirOptions, ApiError> {
             ApiError::field("weir.model_size", "invalid_value", message)
         })?),
     };
+    let mut otherwise = Vec::new();
+    for name in options.array("otherwise").map_err(within)?.unwrap_or_default() {
+        match name {
+            Value::String(name) if otherwise.len() < OTHERWISE_MAX => otherwise.push(name),
+            _ => {
+                let message =
+                    format!("Invalid 'weir.otherwise': expected at most {OTHERWISE_MAX} names of models.");
+                return Err(ApiError::field("weir.otherwise", "invalid_value", message));
+            }
+        }
+    }
     Ok(WeirOptions {
         priority,
         tags,
         ttft: ttft.map(|ms| Duration::from_millis(ms as u64)),
         max_cost: max_usd.map(|usd| (f64::from(usd) * 1e9).round() as u64),
         class,
+        otherwise,
     })
 }
 

@@ -1,6 +1,6 @@
 //! The generations of one request, read as one.
 use super::stats::Counted;
-use crate::driver::Generation;
+use crate::driver::{Cost, Extra, Generation};
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -16,6 +16,10 @@ pub(super) struct Running {
     next: usize,
     first_request: u64,
     nodes: Vec<Arc<str>>,
+    /// Of what has ended.
+    cost: Cost,
+    /// Upstreams' own words for why choices ended.
+    words: Vec<Option<String>>,
     /// When the first event must have come; none once it has.
     first_by: Option<Pin<Box<Sleep>>>,
     counted: Counted,
@@ -29,6 +33,8 @@ impl Running {
             next: 0,
             first_request: choices.first().map_or(0, |g| g.id.0),
             nodes: Vec::new(),
+            cost: Cost::default(),
+            words: vec![None; choices.len()],
             first_by: first_by.map(|at| Box::pin(sleep_until(at))),
             choices: choices.into_iter().map(Some).collect(),
             counted,
@@ -56,6 +62,10 @@ impl Running {
                         self.nodes.push(node);
                     }
                 }
+                let cost = generation.cost();
+                self.cost.nano_usd = self.cost.nano_usd.saturating_add(cost.nano_usd);
+                self.cost.estimated |= cost.estimated;
+                self.words[choice] = generation.finish();
                 self.choices[choice] = None;
                 self.open -= 1;
             }
@@ -94,6 +104,21 @@ impl Running {
     /// The nodes that took part in what has ended.
     pub(super) fn nodes(&self) -> &[Arc<str>] {
         &self.nodes
+    }
+
+    /// What came with the text of a choice at a position.
+    pub(super) fn extra(&self, choice: usize, position: u32) -> Option<Extra> {
+        self.choices[choice].as_ref()?.extra(position)
+    }
+
+    /// An upstream's own word for why a choice ended.
+    pub(super) fn word(&self, choice: usize) -> Option<String> {
+        self.words[choice].clone()
+    }
+
+    /// What that which has ended cost.
+    pub(super) fn cost(&self) -> Cost {
+        self.cost
     }
 
     /// Cancels what still runs.

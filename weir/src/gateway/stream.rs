@@ -2,7 +2,7 @@
 use super::Limits;
 use super::error::ApiError;
 use super::running::{Running, Total};
-use super::write::{self, Writer};
+use super::write::{self, Writer, reason_name};
 use bytes::{BufMut, Bytes, BytesMut};
 use std::future::Future;
 use std::pin::Pin;
@@ -75,7 +75,10 @@ impl EventStream {
     pub(super) fn write(&mut self, choice: usize, event: Event) {
         match event {
             Event::Token(token) => {
-                if !token.text.is_empty() || token.logprob.is_some() {
+                let extra = self.running.extra(choice, token.position);
+                if let Some(extra) = extra {
+                    self.writer.more(&mut self.buffer, choice, &token.text, &extra);
+                } else if !token.text.is_empty() || token.logprob.is_some() {
                     self.writer.text(&mut self.buffer, choice, &token.text, token.logprob.as_ref());
                 }
             }
@@ -85,7 +88,14 @@ impl EventStream {
                     self.writer.text(&mut self.buffer, choice, &text, None);
                 }
                 let last = self.running.ended() && !self.include_usage;
-                self.writer.finish(&mut self.buffer, choice, reason, last.then_some(&self.running));
+                let word = self.running.word(choice);
+                let ran = last.then_some(&self.running);
+                self.writer.finish(
+                    &mut self.buffer,
+                    choice,
+                    word.as_deref().unwrap_or(reason_name(reason)),
+                    ran,
+                );
             }
             Event::Failed(failure) => self.fail(&failure.into()),
         }

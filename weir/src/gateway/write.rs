@@ -1,9 +1,12 @@
 //! Writing answers: JSON straight into the buffer that goes to the socket, no trees of values in between.
 use super::request::Api;
 use super::running::{Running, Total};
+use crate::driver::Extra;
 use bytes::{BufMut, BytesMut};
 use serde::Serialize;
+use serde_json::{Map, Value};
 use weir_scheduler::{Candidate, Finish, Logprob};
+use weir_upstream::Piece;
 
 /// Writes the chunks of one streamed answer, or all of a whole one.
 pub(super) struct Writer {
@@ -22,6 +25,35 @@ pub(super) struct Gathered {
     pub(super) text: String,
     pub(super) logprobs: Option<Vec<Logprob>>,
     pub(super) finish: Option<Finish>,
+    /// An upstream's own word for it.
+    pub(super) word: Option<String>,
+    /// What an upstream said beside text.
+    rest: Map<String, Value>,
+    their_logprobs: Option<Value>,
+}
+
+impl Gathered {
+    /// Something came beside text.
+    pub(super) fn add(&mut self, extra: Extra) {
+        let piece = Piece { text: String::new(), rest: extra.rest, logprobs: extra.logprobs };
+        let (rest, logprobs) = (std::mem::take(&mut self.rest), self.their_logprobs.take());
+        let mut all = Piece { text: String::new(), rest, logprobs };
+        all.merge(piece);
+        (self.rest, self.their_logprobs) = (all.rest, all.logprobs);
+    }
+
+    /// Fields of a message behind its content.
+    fn write_rest(&self, out: &mut BytesMut) {
+        if !self.rest.contains_key("refusal") {
+            put(out, r#","refusal":null"#);
+        }
+        for (name, value) in &self.rest {
+            put(out, ",");
+            json(out, name);
+            put(out, ":");
+            json(out, value);
+        }
+    }
 }
 
 /// What every part of one answer says of it.
@@ -75,17 +107,37 @@ impl Writer {
         put(out, self.tail);
     }
 
+    /// A chunk of what an upstream said, which may be more than text.
+    pub(super) fn more(&mut self, out: &mut BytesMut, choice: usize, text: &str, extra: &Extra) {
+        self.open(out, choice);
+        if self.api == Api::Chat {
+            let mut delta = extra.rest.clone();
+            if !text.is_empty() {
+                delta.insert("content".into(), text.into());
+            }
+            put(out, r#","delta":"#);
+            json(out, &delta);
+        } else {
+            put(out, r#","text":"#);
+            json(out, text);
+        }
+        put(out, r#","logprobs":"#);
+        json(out, &extra.logprobs);
+        put(out, r#","finish_reason":null}"#);
+        put(out, self.tail);
+    }
+
     /// A prompt that is echoed counts in the offsets.
     pub(super) fn skip(&mut self, choice: usize, text: &str) {
         self.offsets[choice] += text.chars().count();
     }
 
     /// The last chunk of a choice; where it is the last of all, `ran` says where the request ran.
-    pub(super) fn finish(&self, out: &mut BytesMut, choice: usize, reason: Finish, ran: Option<&Running>) {
+    pub(super) fn finish(&self, out: &mut BytesMut, choice: usize, reason: &str, ran: Option<&Running>) {
         self.open(out, choice);
         put(out, if self.api == Api::Chat { r#","delta":{}"# } else { r#","text":"""# });
         put(out, r#","logprobs":null,"finish_reason":"#);
-        json(out, reason_name(reason));
+        json(out, reason);
         put(out, "}");
         match ran {
             None => put(out, self.tail),
@@ -116,15 +168,19 @@ impl Writer {
             if self.api == Api::Chat {
                 put(&mut out, r#","message":{"role":"assistant","content":"#);
                 json(&mut out, &gathered.text);
-                put(&mut out, r#","refusal":null},"logprobs":"#);
+                gathered.write_rest(&mut out);
+                put(&mut out, r#"},"logprobs":"#);
             } else {
                 put(&mut out, r#","text":"#);
                 json(&mut out, &gathered.text);
                 put(&mut out, r#","logprobs":"#);
             }
-            self.logprobs(&mut out, choice, gathered.logprobs.as_deref());
+            match &gathered.their_logprobs {
+                Some(theirs) => json(&mut out, theirs),
+                None => self.logprobs(&mut out, choice, gathered.logprobs.as_deref()),
+            }
             put(&mut out, r#","finish_reason":"#);
-            json(&mut out, &gathered.finish.map(reason_name));
+            json(&mut out, &gathered.word.as_deref().or(gathered.finish.map(reason_name)));
             put(&mut out, "}");
         }
         put(&mut out, self.tail);
@@ -193,7 +249,13 @@ fn write_weir(out: &mut BytesMut, running: &Running) {
         put(out, if i == 0 { "" } else { "," });
         json(out, &**node);
     }
-    put(out, "]}");
+    put(out, "],\"cost_usd\":");
+    let cost = running.cost();
+    json(out, &(cost.nano_usd as f64 / 1e9));
+    if cost.estimated {
+        put(out, ",\"cost_estimated\":true");
+    }
+    put(out, "}");
 }
 
 fn write_chat_logprobs(out: &mut BytesMut, logprobs: &[Logprob]) {
@@ -256,7 +318,8 @@ fn finite(logprob: f32) -> f32 {
     if logprob.is_finite() { logprob } else { -9999.0 }
 }
 
-fn reason_name(reason: Finish) -> &'static str {
+/// As the API says it.
+pub(super) fn reason_name(reason: Finish) -> &'static str {
     match reason {
         Finish::Stop => "stop",
         Finish::Length => "length",

@@ -128,12 +128,12 @@ async fn the_null_model_answers() {
     let driver = Driver::start(config).await.unwrap();
     let model = driver.model("null").unwrap();
     assert_eq!(driver.models().len(), 1);
-    let prompt = model.tokenizer.encode("Grüß Gott", weir_backends::text::Special::AsText);
-    assert_eq!(model.tokenizer.decode(&prompt), "Grüß Gott");
+    let prompt = model.text().unwrap().0.encode("Grüß Gott", weir_backends::text::Special::AsText);
+    assert_eq!(model.text().unwrap().0.decode(&prompt), "Grüß Gott");
     let mut generation = driver.generate(ask(prompt, 20)).await.unwrap();
     let seen = read(&mut generation).await;
     assert_eq!(seen.ids.len(), 20);
-    assert_eq!(seen.text, model.tokenizer.decode(&seen.ids));
+    assert_eq!(seen.text, model.text().unwrap().0.decode(&seen.ids));
     let usage = Usage { prompt_tokens: 11, cached_tokens: 0, output_tokens: 20 };
     assert_eq!(seen.end, Ok((Finish::Length, usage)));
     assert_eq!(generation.nodes().len(), 1);
@@ -312,9 +312,12 @@ async fn a_real_model_answers_through_the_whole_path() {
     let config = DriverConfig { models: vec![ModelSpec::file("m", &path)], ..DriverConfig::default() };
     let driver = Driver::start(config).await.unwrap();
     let model = driver.model("m").unwrap();
-    assert_eq!((model.context, model.tokenizer.len()), (8192, 49152));
-    let prompt =
-        model.tokenizer.encode_prompt("The capital of France is", weir_backends::text::Special::Parse);
+    assert_eq!((model.context, model.text().unwrap().0.len()), (8192, 49152));
+    let prompt = model
+        .text()
+        .unwrap()
+        .0
+        .encode_prompt("The capital of France is", weir_backends::text::Special::Parse);
     let greedy = Ask { model: model.id, sampling: Sampling::default(), ..ask(prompt, 40) };
     let mut both = JoinSet::new();
     for _ in 0..2 {

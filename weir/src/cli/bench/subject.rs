@@ -59,7 +59,9 @@ impl Subject {
 
     /// Made of random ordinary tokens of the model's vocabulary.
     pub(super) fn prompt(model: &ServedModel, tokens: u32, seed: u64) -> Prompt {
-        let tokenizer = &model.tokenizer;
+        let Some((tokenizer, _)) = model.text() else {
+            return Prompt { ids: Vec::new(), text: String::new() };
+        };
         let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
         let mut any = || {
             // xorshift64*
