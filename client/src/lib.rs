@@ -18,6 +18,10 @@
 //! ```
 //!
 //! To ask another model elsewhere, add another [`Endpoint`]; nothing else changes.
+//!
+//! Behind a gateway an answer outlives the node that makes it; it doesn't outlive its connection to the gateway. Where that
+//! breaks, the pieces so far are followed by [`ClientError::Broken`], and the request is cancelled there: asking again, with
+//! the same seed, is up to the caller.
 #![forbid(unsafe_code)]
 
 mod answer;

@@ -17,6 +17,9 @@ pub(crate) fn bytes_of(model: ModelId) -> u64 {
     MODELS.iter().find(|m| m.0 == model).map_or(0, |m| m.1)
 }
 
+/// An attempt's stream, or the control stream.
+pub(crate) type Stream = Option<(RequestId, u32)>;
+
 pub(crate) struct Job {
     pub ask: Generate,
     pub cancelled: bool,
@@ -30,8 +33,9 @@ pub(crate) struct Member {
     pub cut: Time,
     pub pace: Duration,
     pub steps: u64,
-    /// What it says arrives in order.
-    pub last_arrival: Time,
+    /// What it says arrives after this, and in order on each stream.
+    pub connected: Time,
+    arrivals: BTreeMap<Stream, Time>,
     pub identity: u64,
     /// It holds the first model from the beginning, for good.
     pinned: bool,
@@ -57,7 +61,8 @@ impl Member {
             cut: now,
             pace: rng.ms(2, 40),
             steps: 0,
-            last_arrival: now,
+            connected: now,
+            arrivals: BTreeMap::new(),
             // A few identities, so that some of them flap.
             identity: 1 + rng.below(4),
             pinned,
@@ -75,7 +80,15 @@ impl Member {
     pub fn reconnects(&mut self, now: Time) {
         self.jobs.clear();
         self.orders = 0;
-        self.last_arrival = now;
+        self.connected = now;
+        self.arrivals.clear();
+    }
+
+    /// When a word on a stream arrives that would without others.
+    pub fn arrives(&mut self, stream: Stream, at: Time) -> Time {
+        let last = self.arrivals.entry(stream).or_insert(self.connected);
+        *last = (*last).max(at);
+        *last
     }
 
     pub fn profile(&self, id: NodeId) -> Profile {

@@ -178,13 +178,17 @@ impl World {
         self.agenda.insert((self.now + after, self.number), what);
     }
 
-    /// A node's word arrives after a while, behind all it said before.
+    /// A node's word arrives after a while, behind all it said before on the same stream; streams overtake each other.
     fn say(&mut self, node: NodeId, from: FromNode) {
         let delay = self.rng.ms(0, 30);
         let Some(speaker) = self.nodes.get_mut(&node) else { return };
-        speaker.last_arrival = speaker.last_arrival.max(self.now.max(speaker.cut) + delay);
+        let stream = match &from {
+            FromNode::Event { request, attempt, .. } => Some((*request, *attempt)),
+            FromNode::Profile(_) | FromNode::Status(_) => None,
+        };
+        let arrives = speaker.arrives(stream, self.now.max(speaker.cut) + delay);
         self.number += 1;
-        let key = (speaker.last_arrival, self.number);
+        let key = (arrives, self.number);
         self.agenda.insert(key, Happening::Arrives(Input::Node { node, from }));
     }
 

@@ -42,7 +42,7 @@ impl World {
         for id in renamed.into_values() {
             let profile = self.nodes[&id].profile(id);
             let after = self.rng.ms(10, 3000);
-            self.nodes.get_mut(&id).expect("it was renamed").last_arrival = self.now + after;
+            self.nodes.get_mut(&id).expect("it was renamed").connected = self.now + after;
             self.plan(after, Happening::Arrives(Input::Connected { node: id, profile }));
         }
     }
