@@ -57,8 +57,21 @@ pub(crate) enum Place {
     On(NodeId, Prediction),
     /// Somebody could, but not now; ask again then, if nothing happens before.
     Wait(Option<Time>),
+    /// Somebody could now, but by then a faster one is likely to.
+    Later(Time),
     /// Nobody can: why.
     Never(Refusal),
+}
+
+impl Place {
+    /// When to look again, if it is known.
+    pub fn until(&self) -> Option<Time> {
+        match self {
+            Place::Wait(until) => *until,
+            Place::Later(at) => Some(*at),
+            Place::On(..) | Place::Never(_) => None,
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -94,6 +107,8 @@ pub(crate) struct Search<'a> {
     pub draw: u64,
     /// Requests that wait for the same model, before it.
     pub ahead: usize,
+    /// It may wait for a faster node.
+    pub patient: bool,
 }
 
 #[derive(Debug, Default)]

@@ -89,6 +89,8 @@ struct Request {
     look: Option<Time>,
     busy: u32,
     reader_behind: bool,
+    /// It has waited for a faster node; no longer than until then.
+    patient_until: Option<Time>,
     /// Its node was lost.
     bereft: bool,
     /// No other can take it: it fails then.
@@ -281,6 +283,7 @@ impl Scheduler {
             look: None,
             busy: 0,
             reader_behind: false,
+            patient_until: None,
             bereft: false,
             orphaned: None,
             timer: None,

@@ -142,6 +142,8 @@ fn weir(program: &Path, runtime: &Runtime, nodes: usize, null: &Null, slots: u32
         let resident = Resident::new(loaded.held, loaded.text, loaded.engine);
         let worker = Worker::new(&format!("n{n}"), Machine::default(), vec![resident], Stock::none());
         let link = link.clone();
+        // As `weir join` does.
+        runtime.block_on(worker.try_out());
         runtime.spawn(async move {
             let dialer = Dialer::new().expect("a socket");
             let at = dialer.dial(&link.addresses, link.cluster).await.expect("the scheduler answers");

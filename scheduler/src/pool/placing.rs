@@ -72,8 +72,9 @@ impl Pool {
         let best = self.best_of(ask, search, drawn.into_iter());
         let open = || group.open(ask.priority).take(LATER_MAX);
         match best.or_else(|| self.best_of(ask, search, open())) {
+            Some((_, id, prediction)) if !search.patient => Place::On(id, prediction),
             Some((cost, id, prediction)) => match self.sooner_elsewhere(cost, ask, search, group) {
-                Some(at) => Place::Wait(Some(at)),
+                Some(at) => Place::Later(at),
                 None => Place::On(id, prediction),
             },
             None => self.wait_or_give_up(ask, search, group),

@@ -11,7 +11,8 @@ use std::time::Duration;
 
 /// Requests that are counted as waiting before one, at most.
 const AHEAD_MAX: usize = 256;
-
+/// Times that the predicted wait for a faster node may be exceeded.
+const PATIENCE_TIMES: u32 = 4;
 /// Whoever takes nothing for longer than this isn't waited for.
 const PAUSE_MAX: Duration = Duration::from_secs(30);
 
@@ -76,6 +77,10 @@ impl Scheduler {
             return false;
         }
         let Some(request) = self.requests.get_mut(&id) else { return false };
+        if let Place::Later(at) = place {
+            // Predictions err: whoever has waited for so many times as long takes what there is.
+            request.patient_until.get_or_insert(now + at.since(now).saturating_mul(PATIENCE_TIMES));
+        }
         match place {
             Place::On(node, predicted) => {
                 self.start(now, id, node, predicted);
@@ -87,7 +92,8 @@ impl Scheduler {
                 self.end_failed(now, id, FailureKind::Busy, message);
                 false
             }
-            Place::Wait(until) => {
+            Place::Wait(_) | Place::Later(_) => {
+                let until = place.until();
                 request.orphaned = None;
                 request.look = self.policy.looks_again().map(|after| now + after);
                 self.requeue(now, id, until);
@@ -115,7 +121,9 @@ impl Scheduler {
         let by = request.first_by.into_iter().chain(request.deadline).min()?;
         let soonest = match place {
             Place::On(_, predicted) => predicted.ttft,
-            Place::Wait(_) => self.pool.soonest(&request.ask, &request.keys, self.ahead(id, request))?,
+            Place::Wait(_) | Place::Later(_) => {
+                self.pool.soonest(&request.ask, &request.keys, self.ahead(id, request))?
+            }
             // A node would have to load it first.
             Place::Never(Refusal::NoModel) => {
                 self.pool.soonest_loaded(now, request.ask.model, request.ask.prompt.len() as u64)?
@@ -159,6 +167,7 @@ impl Scheduler {
             budget: self.ledger.balance(request.ask.key).left(),
             draw,
             ahead: self.ahead(id, request),
+            patient: request.patient_until.is_none_or(|until| now < until),
         };
         self.pool.place(&request.ask, &search)
     }
@@ -241,10 +250,13 @@ impl Scheduler {
                     return Some(other);
                 }
                 (Place::Wait(None), Place::Never(_))
-                | (Place::Wait(Some(_)), Place::Never(_) | Place::Wait(None)) => {
+                | (Place::Wait(Some(_)) | Place::Later(_), Place::Never(_) | Place::Wait(None)) => {
                     *place = found;
                 }
-                (Place::Wait(Some(soon)), Place::Wait(Some(late))) if soon < late => *place = found,
+                (
+                    Place::Wait(Some(soon)) | Place::Later(soon),
+                    Place::Wait(Some(late)) | Place::Later(late),
+                ) if soon < late => *place = found,
                 _ => {}
             }
         }
@@ -321,7 +333,7 @@ impl Scheduler {
             return self.end_failed(now, id, FailureKind::Invalid, message);
         };
         let Some(request) = self.requests.get_mut(&id) else { return };
-        (request.bereft, request.orphaned) = (false, None);
+        (request.bereft, request.orphaned, request.patient_until) = (false, None, None);
         request.phase = Phase::Running(run);
         self.arm(id);
     }

@@ -184,7 +184,7 @@ impl World {
         let Some(speaker) = self.nodes.get_mut(&node) else { return };
         let stream = match &from {
             FromNode::Event { request, attempt, .. } => Some((*request, *attempt)),
-            FromNode::Profile(_) | FromNode::Status(_) => None,
+            _ => None,
         };
         let arrives = speaker.arrives(stream, self.now.max(speaker.cut) + delay);
         self.number += 1;

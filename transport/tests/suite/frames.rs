@@ -16,7 +16,7 @@ fn hex(bytes: &[u8]) -> String {
 }
 
 /// Version 1 is frozen: nodes and schedulers of different ages meet. What changes these bytes needs a new version beside
-/// the old one, or an extension; only lines for new kinds may be added, with
+/// the old one, or an extension; only lines for new kinds and extensions may be added, with
 /// `UPDATE_GOLDEN=1 cargo test -p weir-transport golden`.
 #[test]
 fn golden_bytes_stay() {
@@ -42,6 +42,7 @@ fn what_arrives_is_what_was_sent() {
             Message::Hello(hello) => assert_eq!(hello, samples::hello()),
             Message::Welcome(welcome) => assert_eq!(welcome, samples::welcome()),
             Message::Profile(profile) => assert_eq!(profile, samples::profile()),
+            Message::Status(status) if name == "caches" => assert_eq!(status, samples::caches()),
             Message::Status(status) => assert_eq!(status, samples::status()),
             Message::Generate(ask) => assert_eq!(*ask, samples::ask()),
             Message::Cancel { request, attempt } => assert_eq!((request, attempt), (id, 1)),
@@ -258,8 +259,4 @@ fn a_heartbeat_tells_of_caches() {
     check(vec![cache(vec![key(1), key(2)], vec![key(3)]), cache(vec![], vec![])], true);
     check(vec![cache(vec![key(1); PREFIXES_MAX], vec![])], true);
     check(vec![cache(vec![key(1); PREFIXES_MAX], vec![key(2)])], false);
-    let bytes = Frame::status(Status { caches: vec![cache(vec![key(7)], vec![])], ..samples::status() });
-    let hex = hex(bytes.bytes());
-    let value = format!("{}01000000{}", "01".repeat(32), "07".repeat(16));
-    assert!(hex.contains(&value), "model, number of new blocks, blocks: {hex}");
 }

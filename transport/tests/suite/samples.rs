@@ -1,9 +1,9 @@
 //! One of each frame, and random ones.
 use std::time::Duration;
 use weir_scheduler::{
-    BlockKey, Candidate, Failure, FailureKind, Finish, Generate, Held, KeyId, KvType, Loading, Logprob,
-    ModelId, ModelStatus, Offered, Price, Priority, Profile, Rates, RequestId, Sampling, Status, TextId,
-    Token, TraceContext, Trust, Usage,
+    BlockKey, CacheStatus, Candidate, Failure, FailureKind, Finish, Generate, Held, KeyId, KvType, Loading,
+    Logprob, ModelId, ModelStatus, Offered, Price, Priority, Profile, Rates, RequestId, Sampling, Status,
+    TextId, Token, TraceContext, Trust, Usage,
 };
 use weir_transport::{Fetch, Frame, Hello, Order, Proof, Refusal, RefusalCode, VERSION, Welcome};
 
@@ -131,6 +131,13 @@ pub(crate) fn status() -> Status {
     Status { draining: true, models: vec![model], caches: Vec::new() }
 }
 
+/// The same, and what has changed in a cache: the first extension.
+pub(crate) fn caches() -> Status {
+    let model = ModelId([1; 32]);
+    let cache = CacheStatus { model, new: vec![BlockKey([7; 16])], gone: vec![BlockKey([8; 16])] };
+    Status { caches: vec![cache], ..status() }
+}
+
 pub(crate) fn hello() -> Hello {
     Hello {
         versions: vec![VERSION],
@@ -165,5 +172,6 @@ pub(crate) fn all() -> Vec<(&'static str, Frame)> {
         ("order", Frame::order(&Order::Drain { on: true })),
         ("fetch", Frame::fetch(&Fetch::of(TextId([3; 32])))),
         ("piece", Frame::piece(b"some of it")),
+        ("caches", Frame::status(caches())),
     ]
 }
