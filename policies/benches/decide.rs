@@ -1,11 +1,13 @@
 //! What a policy file adds to a decision: `cargo bench -p weir-policies --bench decide`.
 //!
-//! For each policy: a request is judged and a hundred offers are filtered and weighed. Fails beyond 500 us at p99.
+//! For each policy: a request is judged and a hundred offers are filtered and weighed; then whole decisions of the scheduler,
+//! from a request that comes to the node it goes to, with pools of several sizes. Fails beyond 500 us at p99.
 use std::hint::black_box;
 use std::time::{Duration, Instant};
 use weir_policies::{Rules, SHIPPED};
 use weir_scheduler::{
-    Ask, Held, KeyId, KvType, ModelId, NodeId, Offer, Policy, PoolView, Price, Priority, Rates, Trust,
+    Ask, Generate, Held, Input, KeyId, KvType, Limits, ModelId, NodeId, Offer, Policy, PoolView, Price,
+    Priority, Profile, Rates, RequestId, Scheduler, Time, Trust,
 };
 
 const OFFERS: usize = 100;
@@ -22,6 +24,52 @@ fn main() {
     }
     row("twenty rules", MANY);
     reference();
+    println!("\n| policy, nodes | request placed, p50 | p99 |\n| --- | --- | --- |");
+    for nodes in [10, 100, 1000, 10_000] {
+        placed("spill-when-busy", SHIPPED[4].text, nodes);
+        placed("twenty rules", MANY, nodes);
+    }
+}
+
+/// Whole decisions, in a pool of which half is ours.
+fn placed(name: &str, text: &str, nodes: u64) {
+    let rules = Rules::parse(text).unwrap_or_else(|why| panic!("{name}: {why}"));
+    let mut scheduler = Scheduler::new(Limits::default(), Box::new(rules), 1);
+    for n in 0..nodes {
+        let trust = [Trust::Own, Trust::Guest, Trust::Own, Trust::Provider][n as usize % 4];
+        let price = Price { prompt: 0, output: n % 7 * 100 };
+        let models = vec![held()];
+        let profile = Profile {
+            name: format!("n{n}"),
+            identity: n + 1,
+            trust,
+            labels: labels(),
+            price,
+            models,
+            ..Profile::default()
+        };
+        scheduler.handle(Time::ZERO, Input::Connected { node: NodeId(n), profile });
+    }
+    let mut times: Vec<u64> = Vec::with_capacity(ROUNDS);
+    for id in 0..ROUNDS as u64 {
+        let tags = vec![("team".to_owned(), "blue".to_owned())];
+        let prompt = (0..600).map(|at| id as u32 + at).collect();
+        let ask = Generate { request: RequestId(id), tags, ..Generate::new(ModelId([1; 32]), prompt, 200) };
+        let now = Time(id * 1000);
+        let began = Instant::now();
+        scheduler.handle(now, Input::Submit(Box::new(ask)));
+        times.push(began.elapsed().as_nanos() as u64);
+        // Half of the places stay taken, if there are so many.
+        if let Some(old) = id.checked_sub((nodes * 4).min(1000)) {
+            scheduler.handle(now, Input::Cancel(RequestId(old)));
+        }
+        while scheduler.poll().is_some() {}
+    }
+    times.sort_unstable();
+    let us = |at: usize| times[at] as f64 / 1e3;
+    let (p50, p99) = (us(ROUNDS / 2), us(ROUNDS * 99 / 100));
+    println!("| {name}, {nodes} | {p50:.1} us | {p99:.1} us |");
+    assert!(nodes > 100 || p99 <= P99_MAX_US, "{name}: a decision takes {p99} us");
 }
 
 fn row(name: &str, text: &str) {

@@ -174,7 +174,7 @@ fn bare<T>(at: usize, name: &str) -> Result<T, Wrong> {
         let fields = fields_of(name).take(4).collect::<Vec<_>>().join(", ");
         return wrong(at, format!("`{name}` is no value; its fields are: {fields}, ..."));
     }
-    let subjects = SUBJECTS.iter().map(|(subject, _)| *subject);
+    let subjects = SUBJECTS.iter().map(|(subject, _)| *subject).chain(["true", "false"]);
     let owner = FIELDS.iter().find(|field| field.name == name);
     let hint = match (owner, near(name, subjects)) {
         (Some(field), _) => format!("did you mean `{}.{name}`, or {name:?} in quotes?", field.of),

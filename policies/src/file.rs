@@ -204,6 +204,7 @@ impl Rules {
         match reading.problems.is_empty() {
             true => Ok(Rules { warnings: reading.warnings, ..rules }),
             false => {
+                reading.problems.sort_by_key(|problem| (problem.line, problem.column));
                 reading.problems.truncate(PROBLEMS_MAX);
                 Err(Problems(reading.problems))
             }

@@ -105,7 +105,7 @@ impl Group {
     /// All holders, if there aren't more; else so many that stand side by side, from where a draw falls on.
     pub fn some(&self, draw: u64, most: usize) -> impl Iterator<Item = NodeId> + '_ {
         let start = usize::try_from(draw % self.holders.len().max(1) as u64).unwrap_or(0);
-        self.holders.iter().cycle().skip(start).take(most.min(self.holders.len())).copied()
+        self.holders[start..].iter().chain(&self.holders[..start]).take(most).copied()
     }
 
     /// How many hold it.

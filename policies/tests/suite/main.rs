@@ -4,4 +4,5 @@ mod files;
 mod policies;
 mod privacy;
 mod random;
+mod scheduling;
 mod shipped;

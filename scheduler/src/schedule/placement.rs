@@ -15,6 +15,8 @@ const AHEAD_MAX: usize = 256;
 const PATIENCE_TIMES: u32 = 4;
 /// Whoever takes nothing for longer than this isn't waited for.
 const PAUSE_MAX: Duration = Duration::from_secs(30);
+/// Waiting requests that are looked at again as often as the policy likes; more are looked at less often.
+const LOOKED_AT: usize = 128;
 
 impl Scheduler {
     pub(super) fn enqueue(&mut self, id: RequestId) {
@@ -95,7 +97,9 @@ impl Scheduler {
             Place::Wait(_) | Place::Later(_) => {
                 let until = place.until();
                 request.orphaned = None;
-                request.look = self.policy.looks_again().map(|after| now + after);
+                // The more there are, the less often each is looked at.
+                let seldom = u32::try_from(1 + self.waiting_total / LOOKED_AT).unwrap_or(u32::MAX);
+                request.look = self.policy.looks_again().map(|after| now + after.saturating_mul(seldom));
                 self.requeue(now, id, until);
                 self.look_at(now + self.limits.crowded_after);
                 true
