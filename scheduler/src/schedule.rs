@@ -71,6 +71,8 @@ struct Request {
     keys: Vec<BlockKey>,
     /// The same while others of its models are searched for: none.
     other_keys: Vec<BlockKey>,
+    /// The model that it was asked for: what policies see, wherever it goes.
+    first: ModelId,
     /// It has been given to another than its first model.
     changed: bool,
     deadline: Option<Time>,
@@ -288,6 +290,7 @@ impl Scheduler {
             orphaned: None,
             timer: None,
             other_keys: Vec::new(),
+            first: ask.model,
             changed: false,
             keys: chain(ask.model, KvType::F16, ask.salt, &ask.prompt).take(KEYS_MAX).collect(),
             ask,

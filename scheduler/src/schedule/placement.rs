@@ -179,7 +179,7 @@ impl Scheduler {
     /// What policies see of a request.
     fn seen<'a>(&'a self, now: Time, request: &'a Request) -> Ask<'a> {
         let ask = &request.ask;
-        let known = if self.policy.looks_at_pool() { self.pool.known_as(ask.model) } else { None };
+        let known = if self.policy.looks_at_pool() { self.pool.known_as(request.first) } else { None };
         let (model, model_bytes) = known.unwrap_or_default();
         let count = |tokens: usize| u32::try_from(tokens).unwrap_or(u32::MAX);
         let seen = Ask {
@@ -213,7 +213,7 @@ impl Scheduler {
     fn view(&self, now: Time, request: &Request) -> PoolView {
         let ask = &request.ask;
         let itself = usize::from(matches!(request.phase, Phase::Waiting { .. }));
-        let same = self.waiting.get(&ask.model).map_or(0, BTreeSet::len);
+        let same = self.waiting.get(&request.first).map_or(0, BTreeSet::len);
         let clock = self.clock.map(|(since, clock)| Clock {
             unix_s: clock.unix_s.saturating_add_unsigned(now.since(since).as_secs()),
             ..clock
@@ -223,7 +223,7 @@ impl Scheduler {
             waiting: self.waiting_total.saturating_sub(itself),
             running: self.requests.len() - self.waiting_total,
             clock,
-            ..self.pool.view(ask.model, ask.priority)
+            ..self.pool.view(request.first, ask.priority)
         }
     }
 

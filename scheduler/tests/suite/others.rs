@@ -2,8 +2,9 @@
 use crate::samples::{MODEL, ask, profile};
 use std::time::Duration;
 use weir_scheduler::{
-    Event, Failure, FailureKind, Fastest, Finish, FromNode, Generate, Held, Input, KeyId, Limits, ModelId,
-    NodeId, Output, Price, Profile, RequestId, Scheduler, Time, ToNode, Token, Trust, Usage,
+    Ask, Decision, Denial, Event, Failure, FailureKind, Fastest, Finish, FromNode, Generate, Held, Input,
+    KeyId, Limits, ModelId, NodeId, Offer, Output, Policy, PoolView, Price, Profile, RequestId, Scheduler,
+    Time, ToNode, Token, Trust, Usage,
 };
 
 const THEIRS: ModelId = ModelId([42; 32]);
@@ -91,6 +92,48 @@ fn whoever_takes_nothing_for_long_is_not_waited_for() {
     let told = outputs(&mut s);
     let busy = |output: &Output| matches!(output, Output::Emit { event: Event::Failed(f), .. } if f.kind == FailureKind::Busy);
     assert!(told.iter().any(busy), "{told:?}");
+}
+
+/// Lets requests leave only while nodes of our own hold their model, and none of those has room.
+struct WhenFull;
+
+struct Full(bool);
+
+impl Policy for WhenFull {
+    fn begin<'a>(&'a self, _: &'a Ask<'a>, pool: &'a PoolView) -> Box<dyn Decision + 'a> {
+        Box::new(Full(pool.own_holding > 0 && pool.own_free == 0))
+    }
+
+    fn looks_at_pool(&self) -> bool {
+        true
+    }
+}
+
+impl Decision for Full {
+    fn admits(&self, offer: &Offer<'_>) -> Result<(), Denial<'_>> {
+        match offer.trust == Trust::Provider && !self.0 {
+            true => Err(Denial { rule: "spill", why: "there is room" }),
+            false => Ok(()),
+        }
+    }
+
+    fn cost(&self, offer: &Offer<'_>) -> f64 {
+        offer.total.as_secs_f64()
+    }
+}
+
+#[test]
+fn policies_see_the_pool_by_the_model_that_was_asked_for() {
+    let mut s = house(true);
+    s.set_policy(at(0), Box::new(WhenFull));
+    let spills = |ask: &mut Generate| ask.otherwise = vec![THEIRS];
+    submit(&mut s, at(1), 1, spills);
+    submit(&mut s, at(2), 2, spills);
+    assert_eq!(sent(&mut s), [(OURS, 1, MODEL, 0), (PROVIDER, 2, THEIRS, 0)]);
+    // When ours is gone, none holds it any more.
+    s.handle(at(3), Input::Lost { node: OURS, reason: "gone".into() });
+    submit(&mut s, at(4), 3, spills);
+    assert_eq!(sent(&mut s), []);
 }
 
 #[test]

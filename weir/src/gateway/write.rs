@@ -51,7 +51,18 @@ impl Gathered {
             put(out, ",");
             json(out, name);
             put(out, ":");
-            json(out, value);
+            match value {
+                // Their numbers are for whoever puts deltas together.
+                Value::Array(calls) if name == "tool_calls" => {
+                    let mut calls = calls.clone();
+                    calls
+                        .iter_mut()
+                        .filter_map(Value::as_object_mut)
+                        .for_each(|call| _ = call.remove("index"));
+                    json(out, &calls);
+                }
+                value => json(out, value),
+            }
         }
     }
 }
