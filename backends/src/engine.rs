@@ -1,10 +1,12 @@
 //! The engine: from requests to batches, and from sampled ids to events.
 //!
 //! [`Engine`] is the core: it has no thread and no clock, [`Engine::step`] is told the time. [`EngineHandle`] runs one
-//! on a thread of its own and is what the rest of a node holds.
+//! on a thread of its own and is what the rest of a node holds; in a browser, whoever made it drives it.
 
 mod blocks;
 mod draft;
+#[cfg(any(test, target_arch = "wasm32"))]
+mod driven;
 #[cfg(not(target_arch = "wasm32"))]
 mod handle;
 mod schedule;
@@ -13,6 +15,8 @@ mod sequence;
 mod tests;
 mod vocabulary;
 
+#[cfg(target_arch = "wasm32")]
+pub use driven::EngineHandle;
 #[cfg(not(target_arch = "wasm32"))]
 pub use handle::EngineHandle;
 pub use vocabulary::Vocabulary;

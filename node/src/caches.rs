@@ -1,9 +1,9 @@
 //! What a scheduler is told of the KV caches here: their blocks when it lets this node in, and what changes from then on.
+use crate::clock::timeout;
+use crate::tasks::Tasks;
 use crate::worker::Resident;
 use std::collections::{HashMap, HashSet};
 use std::time::Duration;
-use tokio::task::JoinSet;
-use tokio::time::timeout;
 use weir_scheduler::{BlockKey, CacheStatus, Held, ModelId, PREFIXES_MAX};
 
 /// How long an engine may take to name the blocks in its cache; without them the scheduler learns them by and by.
@@ -14,11 +14,10 @@ const NAMED_MAX: usize = 4;
 const CHANGES_MAX: usize = PREFIXES_MAX / NAMED_MAX;
 
 /// What one scheduler knows.
-#[derive(Default)]
 pub(crate) struct Caches {
     told: HashMap<ModelId, Told>,
     /// Engines that have been asked.
-    asked: JoinSet<(ModelId, Option<Vec<BlockKey>>)>,
+    asked: Tasks<(ModelId, Option<Vec<BlockKey>>)>,
     news: Vec<CacheStatus>,
 }
 
@@ -28,6 +27,13 @@ struct Told {
     /// Of the engine, when it was asked last; none if not all that it said then has been told.
     steps: Option<u64>,
     asked: bool,
+}
+
+impl Default for Caches {
+    /// Nothing.
+    fn default() -> Caches {
+        Caches { told: HashMap::new(), asked: Tasks::new(), news: Vec::new() }
+    }
 }
 
 impl Caches {
@@ -66,12 +72,8 @@ impl Caches {
 
     /// Waits for an engine's answer; forever, if none was asked. Dropping the future loses nothing.
     pub async fn heard(&mut self) {
-        match self.asked.join_next().await {
-            Some(Ok((model, blocks))) => self.note(model, blocks),
-            // It was aborted, or panicked, which is logged elsewhere.
-            Some(Err(_)) => {}
-            None => std::future::pending().await,
-        }
+        let (model, blocks) = self.asked.next().await;
+        self.note(model, blocks);
     }
 
     fn note(&mut self, model: ModelId, blocks: Option<Vec<BlockKey>>) {

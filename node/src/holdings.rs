@@ -1,5 +1,6 @@
 //! What a node holds, and what it can be told to load.
 use crate::load::Loaded;
+use crate::tasks::{beside, go};
 use crate::worker::Resident;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -65,6 +66,12 @@ impl Holdings {
         self.inside().residents.iter().find(|r| which(r)).cloned()
     }
 
+    /// Takes in a model that was loaded elsewhere.
+    pub fn hold(&self, resident: Resident) {
+        self.inside().residents.push(resident);
+        self.changed.send_replace(());
+    }
+
     /// Changes with what it holds and loads.
     pub fn changed(&self) -> watch::Receiver<()> {
         self.changed.subscribe()
@@ -90,7 +97,7 @@ impl Holdings {
             return;
         }
         let holdings = self.clone();
-        tokio::task::spawn_blocking(move || {
+        beside(move || {
             let offer = holdings.stock.offers.iter().find(|offer| offer.model == model);
             let loaded = offer.ok_or_else(|| "it is not offered".to_owned());
             let loaded = loaded.and_then(|offer| {
@@ -110,7 +117,7 @@ impl Holdings {
                     inside.residents.push(resident.clone());
                     drop(inside);
                     holdings.changed.send_replace(());
-                    tokio::spawn(async move { resident.try_out().await });
+                    go(async move { resident.try_out().await });
                 }
                 Err(why) => holdings.failed(model, why),
             }
@@ -157,7 +164,7 @@ impl Holdings {
         };
         tracing::info!("letting go of {}, as the scheduler asks", resident.held.name);
         let holdings = self.clone();
-        tokio::task::spawn_blocking(move || {
+        beside(move || {
             resident.shutdown();
             drop(resident);
             holdings.inside().residents.retain(|r| r.held.model != model);

@@ -1,17 +1,24 @@
-//! What a node does: [`load`] models, then [`Worker::serve`] a scheduler at the other end of a link.
+//! What a node does: load models ([`Loaded`]), then [`Worker::serve`] a scheduler at the other end of a link. It does so in a
+//! browser's worker too, with the engine that is there.
 #![forbid(unsafe_code)]
 
 mod caches;
+mod clock;
 mod holdings;
 mod load;
 mod meter;
+#[cfg(not(target_arch = "wasm32"))]
 mod null;
+mod tasks;
 mod text;
 mod trial;
 mod worker;
 
 pub use holdings::{Load, Stock};
-pub use load::{Loaded, load};
+#[cfg(not(target_arch = "wasm32"))]
+pub use load::load;
+pub use load::{Loaded, describe};
+#[cfg(not(target_arch = "wasm32"))]
 pub use null::null;
 pub use text::{ModelText, ReadTextError, TEXT_MAX};
 pub use weir_backends::load::{LoadError, LoadOptions};

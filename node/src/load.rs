@@ -1,15 +1,22 @@
 //! What a node holds.
 use crate::meter;
 use crate::text::ModelText;
+#[cfg(not(target_arch = "wasm32"))]
 use std::path::Path;
 use std::sync::Arc;
 use weir_backends::engine::EngineHandle;
 use weir_backends::gguf::ModelFile;
-use weir_backends::load::{self, LoadError, LoadOptions};
+use weir_backends::load::LoadError;
+#[cfg(not(target_arch = "wasm32"))]
+use weir_backends::load::LoadOptions;
 use weir_backends::models;
-use weir_backends::program::{Device, KvLayout};
+#[cfg(not(target_arch = "wasm32"))]
+use weir_backends::program::Device;
+use weir_backends::program::KvLayout;
 use weir_backends::text::{ChatTemplate, Tokenizer};
-use weir_scheduler::{BLOCK_TOKENS, Held, KvType, ModelId, Rates, TextId};
+#[cfg(not(target_arch = "wasm32"))]
+use weir_scheduler::ModelId;
+use weir_scheduler::{BLOCK_TOKENS, Held, KvType, Rates, TextId};
 
 /// A model ready to run.
 pub struct Loaded {
@@ -29,14 +36,16 @@ pub struct Loaded {
     pub weight_bytes: u64,
 }
 
-/// Loads a model ([`load::load`]) that a node is to hold. It is called by its file's name until somebody gives it
-/// another.
+/// Loads a model ([`weir_backends::load::load`]) that a node is to hold. It is called by its file's name until somebody
+/// gives it another.
+#[cfg(not(target_arch = "wasm32"))]
 pub fn load(
     file: &Path,
     id: Option<ModelId>,
     device: &dyn Device,
     options: LoadOptions,
 ) -> Result<Loaded, LoadError> {
+    use weir_backends::load;
     let model = ModelFile::open(file)?;
     let (loaded, text) = std::thread::scope(|scope| {
         let text = scope.spawn(|| ModelText::of(&model));
@@ -45,10 +54,23 @@ pub fn load(
     let text = text.map_err(|_| LoadError::Interrupted("the text's thread died"))?;
     let load::Loaded { engine, tokenizer, template, device, weight_bytes } = loaded?;
     let name = file.file_stem().map_or_else(|| "model".into(), |stem| stem.to_string_lossy().into_owned());
-    let mut held = held(&engine, name, text.id(), &device.numerics, meter::guess(weight_bytes));
-    held.weights = weight_bytes;
-    held.bytes = memory_bytes(&model, weight_bytes, engine.config().layout)?;
+    let held = describe(&model, &engine, name, text.id(), &device.numerics)?;
     Ok(Loaded { engine, tokenizer, template, text, held, device: device.description, weight_bytes })
+}
+
+/// What a node says of a model of this file that `engine` runs, called `name` and computed as `numerics` says.
+pub fn describe(
+    model: &ModelFile,
+    engine: &EngineHandle,
+    name: String,
+    text: TextId,
+    numerics: &str,
+) -> Result<Held, LoadError> {
+    let weight_bytes = model.total_bytes();
+    let mut held = held(engine, name, text, numerics, meter::guess(weight_bytes));
+    held.weights = weight_bytes;
+    held.bytes = memory_bytes(model, weight_bytes, engine.config().layout)?;
+    Ok(held)
 }
 
 /// What a loaded model takes: weights grow a little when they are repacked.

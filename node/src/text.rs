@@ -32,7 +32,7 @@ pub enum ReadTextError {
 
 impl ModelText {
     /// Of a model file.
-    pub(crate) fn of(model: &ModelFile) -> ModelText {
+    pub fn of(model: &ModelFile) -> ModelText {
         let mut writer = Writer::new(model.str("general.architecture").unwrap_or_default());
         for (key, value) in model.metadata().filter(|(key, _)| key.starts_with("tokenizer.")) {
             writer.set(key, value.clone());

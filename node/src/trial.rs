@@ -1,8 +1,8 @@
 //! Trying out a model before somebody asks for it, so that predictions begin with what was measured.
+use crate::clock::{Instant, timeout};
 use crate::worker::{Resident, Worker};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use tokio::sync::mpsc;
-use tokio::time::timeout;
 use weir_scheduler::{Event, Generate, Priority, RequestId};
 
 /// Tokens of the prompt, and of the answer.
@@ -23,7 +23,8 @@ impl Worker {
 }
 
 impl Resident {
-    pub(crate) async fn try_out(&self) {
+    /// Runs a short prompt, unless it has run one.
+    pub async fn try_out(&self) {
         if self.engine().status().steps == 0 && timeout(PATIENCE, self.trial()).await.is_err() {
             tracing::debug!("{} was too slow to be tried out", self.name());
         }

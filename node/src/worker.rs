@@ -1,19 +1,19 @@
 //! A node at work: it tells the scheduler what it holds, runs what it is given, and streams what comes out.
 use crate::caches::Caches;
+use crate::clock::{Instant, interval, timeout};
 use crate::holdings::{Holdings, Stock};
 use crate::meter::{Meter, Observed};
+use crate::tasks::Tasks;
 use crate::text::ModelText;
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use tokio::sync::{mpsc, watch};
-use tokio::task::JoinSet;
-use tokio::time::{MissedTickBehavior, interval, timeout};
-use weir_backends::engine::EngineHandle;
+use weir_backends::engine::{EngineHandle, EngineStatus};
 use weir_scheduler::{
-    Event, Failure, FailureKind, Generate, Held, ModelId, ModelStatus, Price, Priority, Profile, RequestId,
-    Status, TextId, Token, Trust,
+    Event, Failure, FailureKind, Generate, Held, ModelId, ModelStatus, Price, Priority, Profile, Rates,
+    RequestId, Status, TextId, Token, Trust,
 };
 use weir_transport::{
     Fetch, Frame, FrameError, Hello, Link, LinkError, Message, Order, PIECE_MAX, Proof, Refusal, Stream,
@@ -120,6 +120,16 @@ impl Resident {
         &self.held.name
     }
 
+    /// How fast it is, as far as was seen.
+    pub fn rates(&self) -> Rates {
+        self.meter.lock().unwrap_or_else(PoisonError::into_inner).rates()
+    }
+
+    /// How its engine is doing.
+    pub fn engine_status(&self) -> EngineStatus {
+        self.engine.status()
+    }
+
     /// What is wrong with it, if anything is.
     pub fn trouble(&self) -> Option<String> {
         let status = self.engine.status();
@@ -158,7 +168,7 @@ impl Resident {
             queued_tokens: small(status.queued_prompt_tokens),
             kv_blocks_free: small(status.kv_blocks_free + status.kv_blocks_cached),
             steps: status.steps,
-            rates: Some(self.meter.lock().unwrap_or_else(PoisonError::into_inner).rates()),
+            rates: Some(self.rates()),
         }
     }
 }
@@ -176,9 +186,21 @@ impl Worker {
         }
     }
 
+    /// Holds one more model for as long as it lives, and tells every scheduler.
+    pub fn hold(&self, mut resident: Resident) {
+        resident.held.pinned = true;
+        resident.held.rates = resident.rates();
+        self.holdings.hold(resident);
+    }
+
     /// Tells every scheduler to send nothing more, and to take back what it can.
     pub fn drain(&self) {
         self.draining.send_replace(true);
+    }
+
+    /// Tells every scheduler that work is welcome again.
+    pub fn resume(&self) {
+        self.draining.send_replace(false);
     }
 
     /// Changes whenever a scheduler has let it in.
@@ -222,8 +244,7 @@ impl Worker {
         control.send.send(Frame::profile(&first)).await?;
         let mut draining = self.draining.subscribe();
         let mut beat = interval(every);
-        beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut requests = JoinSet::new();
+        let mut requests = Tasks::new();
         loop {
             tokio::select! {
                 stream = link.accept() => {
@@ -234,11 +255,7 @@ impl Worker {
                 _ = beat.tick() => self.beat(&mut control, &mut told).await?,
                 () = told.caches.heard() => {}
                 Ok(()) = draining.changed() => self.beat(&mut control, &mut told).await?,
-                Some(done) = requests.join_next() => {
-                    if let Err(error) = done && error.is_panic() {
-                        tracing::error!("a request's task panicked: {error}");
-                    }
-                }
+                () = requests.next() => {}
                 frame = control.receive.next() => match frame? {
                     Some(frame) => self.obey(&frame, &mut orders)?,
                     None => return Ok(()),

@@ -16,7 +16,7 @@ use std::time::{Duration, SystemTime};
 pub use tls::tls_to;
 use tokio::sync::{Mutex, Semaphore, mpsc};
 use tokio::time::timeout;
-pub use web::{WEB_PATH, WebCertificate};
+pub use web::WebCertificate;
 
 /// For a handshake, and for a dialled address to answer.
 const HANDSHAKE: Duration = Duration::from_secs(8);

@@ -1,14 +1,13 @@
 //! Who is who: keys, proofs, and the links by which nodes join.
 use crate::frames::{Proof, hex, unhex};
+use crate::signed::signed_by_node;
 use ring::digest::{SHA256, digest};
 use ring::rand::{SecureRandom, SystemRandom};
 use ring::signature::{ED25519, Ed25519KeyPair, KeyPair, UnparsedPublicKey};
 use std::fmt;
 use std::str::FromStr;
 
-/// What a node signs begins with this, so that its signature is good for nothing else.
-const CONTEXT: &[u8] = b"weir/1 node";
-/// And what [`code`] hashes with this.
+/// What [`code`] hashes begins with this.
 const CODE_CONTEXT: &[u8] = b"weir/1 code";
 /// What stands before the key in the SubjectPublicKeyInfo of an Ed25519 key (RFC 8410).
 const SPKI: [u8; 12] = [0x30, 0x2a, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x03, 0x21, 0x00];
@@ -108,7 +107,7 @@ impl Identity {
 
     /// A proof that whoever has this key is at this end of the link with this [`crate::Link::binding`].
     pub fn prove(&self, binding: &[u8; 32]) -> Proof {
-        let signature = self.pair.sign(&[CONTEXT, binding].concat());
+        let signature = self.pair.sign(&signed_by_node(binding));
         Proof { key: hex(&self.public().0), signature: hex(signature.as_ref()) }
     }
 }
@@ -124,9 +123,8 @@ impl PublicKey {
     pub fn proved(proof: &Proof, binding: &[u8; 32]) -> Result<PublicKey, IdentityError> {
         let key: [u8; 32] = unhex(&proof.key).ok_or(IdentityError::Proof)?;
         let signature: [u8; 64] = unhex(&proof.signature).ok_or(IdentityError::Proof)?;
-        let signed = [CONTEXT, binding].concat();
         UnparsedPublicKey::new(&ED25519, key)
-            .verify(&signed, &signature)
+            .verify(&signed_by_node(binding), &signature)
             .map(|()| PublicKey(key))
             .map_err(|_| IdentityError::Proof)
     }

@@ -17,10 +17,11 @@ mod frames;
 #[cfg(not(target_arch = "wasm32"))]
 mod identity;
 mod link;
+mod signed;
 
 pub use crowd::{Crowd, Place};
 #[cfg(not(target_arch = "wasm32"))]
-pub use endpoint::{DialError, Dialer, EndpointError, Listener, WEB_PATH, WebCertificate, tls_to};
+pub use endpoint::{DialError, Dialer, EndpointError, Listener, WebCertificate, tls_to};
 pub use frames::{
     Assembler, BODY_MAX, Fetch, Frame, FrameError, HEADER_BYTES, Hello, Kind, MAGIC, Message, Order,
     PIECE_MAX, Proof, Refusal, RefusalCode, Tokens, VERSION, Welcome,
@@ -28,3 +29,4 @@ pub use frames::{
 #[cfg(not(target_arch = "wasm32"))]
 pub use identity::{Fingerprint, Identity, IdentityError, JoinLink, JoinToken, PublicKey, code};
 pub use link::{Link, LinkError, Receiver, Sender, Stream, Urgency};
+pub use signed::{WEB_PATH, signed_by_node};

@@ -1,6 +1,8 @@
 //! A link between a node and a scheduler, and the streams on it.
 
 mod memory;
+#[cfg(target_arch = "wasm32")]
+mod page;
 #[cfg(not(target_arch = "wasm32"))]
 pub(crate) mod quic;
 
@@ -20,6 +22,8 @@ pub(crate) enum AnyLink {
     Memory(memory::Link),
     #[cfg(not(target_arch = "wasm32"))]
     Quic(Box<quic::Link>),
+    #[cfg(target_arch = "wasm32")]
+    Page(page::Link),
 }
 
 /// A bidirectional stream.
@@ -40,6 +44,8 @@ enum AnySender {
     Memory(memory::Sender),
     #[cfg(not(target_arch = "wasm32"))]
     Quic(quic::Sender),
+    #[cfg(target_arch = "wasm32")]
+    Page(page::Sender),
 }
 
 /// The half of a stream that frames come out of.
@@ -51,6 +57,8 @@ enum AnyReceiver {
     Memory(memory::Receiver),
     #[cfg(not(target_arch = "wasm32"))]
     Quic(quic::Receiver),
+    #[cfg(target_arch = "wasm32")]
+    Page(page::Receiver),
 }
 
 /// Whose frames leave first where a link has not room for all.
@@ -87,12 +95,20 @@ impl Link {
         (Link(AnyLink::Memory(a)), Link(AnyLink::Memory(b)))
     }
 
+    /// A link from a page to the scheduler at `url`, which must show the certificate with this SHA-256.
+    #[cfg(target_arch = "wasm32")]
+    pub async fn connect(url: &str, certificate: [u8; 32]) -> Result<Link, LinkError> {
+        Ok(Link(AnyLink::Page(page::Link::connect(url, certificate).await?)))
+    }
+
     /// Opens a stream. The other end sees it with its first frame, or before.
     pub async fn open(&self) -> Result<Stream, LinkError> {
         match &self.0 {
             AnyLink::Memory(link) => link.open().await,
             #[cfg(not(target_arch = "wasm32"))]
             AnyLink::Quic(link) => link.open().await,
+            #[cfg(target_arch = "wasm32")]
+            AnyLink::Page(link) => link.open().await,
         }
     }
 
@@ -102,6 +118,8 @@ impl Link {
             AnyLink::Memory(link) => link.accept().await,
             #[cfg(not(target_arch = "wasm32"))]
             AnyLink::Quic(link) => link.accept().await,
+            #[cfg(target_arch = "wasm32")]
+            AnyLink::Page(link) => link.accept().await,
         }
     }
 
@@ -111,6 +129,8 @@ impl Link {
             AnyLink::Memory(link) => link.close(reason),
             #[cfg(not(target_arch = "wasm32"))]
             AnyLink::Quic(link) => link.close(reason),
+            #[cfg(target_arch = "wasm32")]
+            AnyLink::Page(link) => link.close(reason),
         }
     }
 
@@ -120,6 +140,8 @@ impl Link {
             AnyLink::Memory(link) => link.closed().await,
             #[cfg(not(target_arch = "wasm32"))]
             AnyLink::Quic(link) => link.closed().await,
+            #[cfg(target_arch = "wasm32")]
+            AnyLink::Page(link) => link.closed().await,
         }
     }
 
@@ -129,6 +151,8 @@ impl Link {
             AnyLink::Memory(_) => {}
             #[cfg(not(target_arch = "wasm32"))]
             AnyLink::Quic(link) => link.tidy(),
+            #[cfg(target_arch = "wasm32")]
+            AnyLink::Page(_) => {}
         }
     }
 
@@ -138,6 +162,8 @@ impl Link {
             AnyLink::Memory(_) => Duration::ZERO,
             #[cfg(not(target_arch = "wasm32"))]
             AnyLink::Quic(link) => link.round_trip(),
+            #[cfg(target_arch = "wasm32")]
+            AnyLink::Page(_) => Duration::ZERO,
         }
     }
 
@@ -147,6 +173,8 @@ impl Link {
             AnyLink::Memory(_) => false,
             #[cfg(not(target_arch = "wasm32"))]
             AnyLink::Quic(link) => link.is_web(),
+            #[cfg(target_arch = "wasm32")]
+            AnyLink::Page(_) => true,
         }
     }
 
@@ -157,6 +185,8 @@ impl Link {
             AnyLink::Memory(_) => None,
             #[cfg(not(target_arch = "wasm32"))]
             AnyLink::Quic(link) => Some(link.binding()),
+            #[cfg(target_arch = "wasm32")]
+            AnyLink::Page(link) => Some(link.binding()),
         }
     }
 }
@@ -168,6 +198,8 @@ impl Sender {
             AnySender::Memory(sender) => sender.send(frame).await,
             #[cfg(not(target_arch = "wasm32"))]
             AnySender::Quic(sender) => sender.send(frame).await,
+            #[cfg(target_arch = "wasm32")]
+            AnySender::Page(sender) => sender.send(frame).await,
         }
     }
 
@@ -177,6 +209,8 @@ impl Sender {
             AnySender::Memory(sender) => sender.finish(),
             #[cfg(not(target_arch = "wasm32"))]
             AnySender::Quic(sender) => sender.finish(),
+            #[cfg(target_arch = "wasm32")]
+            AnySender::Page(sender) => sender.finish(),
         }
     }
 
@@ -187,6 +221,8 @@ impl Sender {
             AnySender::Memory(sender) => sender.finish(),
             #[cfg(not(target_arch = "wasm32"))]
             AnySender::Quic(sender) => sender.retire(),
+            #[cfg(target_arch = "wasm32")]
+            AnySender::Page(sender) => sender.finish(),
         }
     }
 
@@ -197,6 +233,8 @@ impl Sender {
             AnySender::Memory(_) => {}
             #[cfg(not(target_arch = "wasm32"))]
             AnySender::Quic(sender) => sender.set_urgency(urgency),
+            #[cfg(target_arch = "wasm32")]
+            AnySender::Page(sender) => sender.set_urgency(urgency),
         }
     }
 }
@@ -208,6 +246,8 @@ impl Receiver {
             AnyReceiver::Memory(receiver) => receiver.next().await,
             #[cfg(not(target_arch = "wasm32"))]
             AnyReceiver::Quic(receiver) => receiver.next().await,
+            #[cfg(target_arch = "wasm32")]
+            AnyReceiver::Page(receiver) => receiver.next().await,
         }
     }
 }

@@ -20,6 +20,8 @@ extern "C" {
 
     #[wasm_bindgen(js_namespace = performance)]
     fn now() -> f64;
+    #[wasm_bindgen(js_name = setTimeout)]
+    fn set_timeout(call: &js_sys::Function, ms: f64) -> JsValue;
     /// To the console.
     #[wasm_bindgen(js_namespace = console)]
     pub fn error(text: &str);
@@ -31,6 +33,12 @@ impl Host {
         // It can't be refused.
         _ = JsFuture::from(self.breathe_js()).await;
     }
+}
+
+/// Waits.
+pub async fn pause(ms: f64) {
+    // It can't be refused.
+    _ = JsFuture::from(js_sys::Promise::new(&mut |resolve, _| _ = set_timeout(&resolve, ms))).await;
 }
 
 /// Since the worker began.

@@ -1,32 +1,34 @@
 //! The engine in a browser's worker: what JavaScript calls.
 //!
-//! [`Model::load`] reads a model file through JavaScript's functions, [`Model::generate`] takes requests, and
-//! [`Model::run`] works until there are none left, waking when the GPU's results come back. `web/ts/worker.ts` is the
-//! one caller.
+//! [`Model::load`] reads a model file through JavaScript's functions, [`Model::generate`] takes requests, and the engine works
+//! until there are none left, waking when the GPU's results come back. A [`Node`] offers a model to a cluster.
+//! `web/ts/worker.ts` is the one caller. Elsewhere than in browsers this crate is empty.
+#![cfg(target_arch = "wasm32")]
 #![forbid(unsafe_code)]
 
 mod digest;
 mod host;
 mod load;
+mod node;
 mod request;
+mod running;
 mod score;
 
 pub use digest::Digest;
 use host::Host;
 use js_sys::Function;
 use load::Started;
+pub use node::Node;
+use running::Running;
 pub use score::Scorer;
-use std::cell::{Cell, RefCell};
+use std::rc::Rc;
 use std::sync::Arc;
-use tokio::sync::Notify;
-use tokio::sync::mpsc::{Receiver, channel};
 use wasm_bindgen::prelude::*;
-use weir_backends::engine::{Engine, EngineConfig, Progress, Speculation};
+use weir_backends::engine::{Engine, EngineConfig, EngineHandle, Speculation};
+use weir_backends::gguf::ModelFile;
 use weir_backends::text::{ChatTemplate, Special, Tokenizer};
-use weir_scheduler::{Event, Finish, ModelId, RequestId};
-
-/// Events of a request that wait to be handed over; all are, after each step.
-const EVENTS: usize = 64;
+use weir_node::ModelText;
+use weir_scheduler::{Held, ModelId, RequestId};
 
 /// Sends what goes wrong beyond repair to the console.
 #[wasm_bindgen(start)]
@@ -37,23 +39,13 @@ pub fn start() {
 /// A loaded model and its engine.
 #[wasm_bindgen]
 pub struct Model {
-    engine: RefCell<Engine>,
-    readers: RefCell<Vec<Reader>>,
+    running: Rc<Running>,
     tokenizer: Arc<Tokenizer>,
     template: Arc<ChatTemplate>,
     about: String,
-    /// Whether a step computes at once, so that others must be let in between.
-    computes: bool,
-    wake: Arc<Notify>,
-    running: Cell<bool>,
-    host: Host,
-}
-
-/// Somebody who waits for a request's events.
-struct Reader {
-    events: Receiver<Event>,
-    tell: Function,
-    ended: bool,
+    numerics: String,
+    /// What a node says of it, where it is to be offered.
+    described: Option<(ModelFile, ModelText)>,
 }
 
 #[wasm_bindgen]
@@ -65,7 +57,7 @@ impl Model {
             load::start(parts, &options).await?;
         let (tokenizer, template) = weir_backends::load::text(&file, &plan)?;
         let config = EngineConfig {
-            model: ModelId([0; 32]),
+            model: ModelId(options.id()),
             layout,
             context,
             prefill_chunk: options.prefill_chunk,
@@ -79,22 +71,33 @@ impl Model {
             "context": context,
             "vocabulary": plan.vocab,
         });
+        let engine = Engine::new(program, tokenizer.clone().into(), config);
         Ok(Model {
-            engine: RefCell::new(Engine::new(program, tokenizer.clone().into(), config)),
-            readers: RefCell::default(),
+            running: Running::new(engine, info.name == "cpu", wake, host),
             tokenizer,
             template,
             about: about.to_string(),
-            computes: info.name == "cpu",
-            wake,
-            running: Cell::new(false),
-            host,
+            numerics: info.numerics,
+            described: options.is_offered().then(|| {
+                let text = ModelText::of(&file);
+                (file, text)
+            }),
         })
     }
 
     /// JSON: device, description, numerics, bytes, context, vocabulary.
     pub fn about(&self) -> String {
         self.about.clone()
+    }
+
+    /// Why it can't go on, if it can't.
+    pub fn trouble(&self) -> Option<String> {
+        self.running.engine().status().failed
+    }
+
+    /// Fails what runs, as if the device were lost: for tests, and for an end without delay.
+    pub fn fail(&self, why: &str) {
+        self.running.engine().fail(why);
     }
 
     /// The tokens of a conversation: a JSON list of OpenAI's chat messages, and perhaps one of tools.
@@ -122,81 +125,29 @@ impl Model {
         tell: Function,
     ) -> Result<(), JsError> {
         let mut ask = request::parse(options)?.generate(RequestId(request.into()), prompt);
+        ask.model = self.running.engine().config().model;
         ask.stop.extend(self.template.stops().iter().map(|stop| (*stop).to_owned()));
-        let (sink, events) = channel(EVENTS);
-        let taken = self.engine.borrow_mut().generate(host::time(), ask, sink);
-        taken.map_err(|failure| JsError::new(&failure.message))?;
-        self.readers.borrow_mut().push(Reader { events, tell, ended: false });
-        self.wake.notify_one();
-        Ok(())
+        self.running.generate(ask, tell).map_err(|failure| JsError::new(&failure.message))
     }
 
     /// Ends a request; its last event comes all the same.
     pub fn cancel(&self, request: u32) {
-        self.engine.borrow_mut().cancel(RequestId(request.into()), 0);
-        self.wake.notify_one();
-    }
-
-    /// Works until there is nothing left to do; returns at once where that is being done already.
-    pub async fn run(&self) {
-        if self.running.replace(true) {
-            return;
-        }
-        loop {
-            let progress = self.engine.borrow_mut().step(host::time());
-            self.deliver();
-            match progress {
-                Progress::Worked if self.computes => self.host.breathe().await,
-                Progress::Worked => {}
-                Progress::Computing => self.wake.notified().await,
-                // Readers are never behind for longer than a step.
-                Progress::Blocked => self.host.breathe().await,
-                Progress::Idle => break,
-            }
-        }
-        self.running.set(false);
+        self.running.engine().cancel(RequestId(request.into()), 0);
     }
 }
 
 impl Model {
-    /// Hands over what has come.
-    fn deliver(&self) {
-        // A reader may ask for more at once.
-        let mut readers = self.readers.take();
-        readers.retain_mut(|reader| {
-            while let Ok(event) = reader.events.try_recv() {
-                reader.tell(event);
-            }
-            !reader.ended
-        });
-        let mut since = self.readers.replace(readers);
-        self.readers.borrow_mut().append(&mut since);
+    /// For a node that offers it.
+    fn engine(&self) -> EngineHandle {
+        self.running.engine().clone()
     }
-}
 
-impl Reader {
-    fn tell(&mut self, event: Event) {
-        let (kind, text, detail) = match event {
-            Event::Token(token) => ("token", token.text, JsValue::from(token.id)),
-            Event::Finished { reason, text, usage } => {
-                self.ended = true;
-                let reason = if reason == Finish::Stop { "stop" } else { "length" };
-                let detail = serde_json::json!({
-                    "reason": reason,
-                    "promptTokens": usage.prompt_tokens,
-                    "cachedTokens": usage.cached_tokens,
-                    "outputTokens": usage.output_tokens,
-                });
-                ("end", text, JsValue::from(detail.to_string()))
-            }
-            Event::Failed(failure) => {
-                self.ended = true;
-                ("failed", failure.message, JsValue::from(format!("{:?}", failure.kind)))
-            }
-        };
-        let call = self.tell.call3(&JsValue::NULL, &kind.into(), &text.into(), &detail);
-        if let Err(error) = call {
-            host::error(&format!("a reader failed: {error:?}"));
-        }
+    /// What a node says of it.
+    fn describe(&self, name: String) -> Result<(Held, ModelText), JsError> {
+        let (file, text) =
+            self.described.as_ref().ok_or_else(|| JsError::new("the model was not loaded to be offered"))?;
+        let engine = self.running.engine();
+        let held = weir_node::describe(file, engine, name, text.id(), &self.numerics)?;
+        Ok((held, text.clone()))
     }
 }

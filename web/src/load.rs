@@ -31,7 +31,7 @@ pub enum Where {
 }
 
 /// How a model is loaded.
-#[derive(Clone, Copy, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize)]
 #[serde(rename_all = "camelCase", default, deny_unknown_fields)]
 pub struct Options {
     /// Which device.
@@ -46,6 +46,8 @@ pub struct Options {
     pub prefill_chunk: u32,
     /// Keys and values as 8-bit numbers.
     pub small_cache: bool,
+    /// It is to be offered to a cluster, which knows it by this SHA-256, in hexadecimal.
+    pub sha256: Option<String>,
 }
 
 impl Default for Options {
@@ -57,7 +59,26 @@ impl Default for Options {
             slots: 4,
             prefill_chunk: 256,
             small_cache: false,
+            sha256: None,
         }
+    }
+}
+
+impl Options {
+    /// Whether a cluster is to be offered the model.
+    pub fn is_offered(&self) -> bool {
+        self.sha256.is_some()
+    }
+
+    /// What the engine knows it by; zeros where it has no name.
+    pub fn id(&self) -> [u8; 32] {
+        let mut id = [0; 32];
+        let digits = self.sha256.as_deref().unwrap_or_default().as_bytes().chunks_exact(2);
+        for (byte, pair) in id.iter_mut().zip(digits) {
+            let digit = |d: u8| char::from(d).to_digit(16).unwrap_or_default() as u8;
+            *byte = digit(pair[0]) << 4 | digit(pair[1]);
+        }
+        id
     }
 }
 
@@ -78,6 +99,13 @@ pub struct Started {
 pub async fn start(parts: Array, options: &str) -> Result<Started, JsError> {
     let options: Options = serde_json::from_str(options)?;
     let options = Options { prefill_chunk: options.prefill_chunk.max(1), ..options };
+    if options
+        .sha256
+        .as_ref()
+        .is_some_and(|digits| digits.len() != 64 || !digits.bytes().all(|d| d.is_ascii_hexdigit()))
+    {
+        return Err(JsError::new("a SHA-256 has 64 hexadecimal digits"));
+    }
     let sources = parts.iter().enumerate().map(|(i, part)| source(i, part)).collect();
     let file = ModelFile::from_sources(sources)?;
     let plan = models::plan(&file)?;
@@ -88,7 +116,7 @@ pub async fn start(parts: Array, options: &str) -> Result<Started, JsError> {
     let layers = 0..plan.layers.len();
     let gpu = match options.device {
         Where::Cpu => None,
-        wanted => gpu(options, wanted == Where::Gpu).await?,
+        wanted => gpu(options.subgroups, wanted == Where::Gpu).await?,
     };
     let (program, info, (layout, context)) = match gpu {
         Some(gpu) => {
@@ -109,12 +137,12 @@ pub async fn start(parts: Array, options: &str) -> Result<Started, JsError> {
 }
 
 /// The browser's GPU; one that a program imitates only where that is wanted.
-async fn gpu(options: Options, any: bool) -> Result<Option<Wgpu>, JsError> {
+async fn gpu(subgroups: bool, any: bool) -> Result<Option<Wgpu>, JsError> {
     let found = Wgpu::find_async().await;
     let Some(found) = found.iter().find(|found| any || !found.software) else {
         return if any { Err(JsError::new("this browser offers no WebGPU adapter")) } else { Ok(None) };
     };
-    match Wgpu::open(found, options.subgroups).await {
+    match Wgpu::open(found, subgroups).await {
         Ok(gpu) => Ok(Some(gpu)),
         Err(error) if any => Err(error.into()),
         Err(error) => {

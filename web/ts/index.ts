@@ -14,6 +14,7 @@ import { type AutoSpec, type Endpoint, type EndpointSpec, type Message, type Opt
 import { type Piece, type Request, WeirError } from "./types.js";
 
 export { Answer } from "./answer.js";
+export { type Figures, Guest, type GuestSpec, type Membership, type Rates, whyNot } from "./guest.js";
 export { Store, type Stored } from "./library.js";
 export * from "./types.js";
 

@@ -22,12 +22,23 @@ export type LoadCall = Pick<LocalSpec, "device" | "context" | "slots"> & {
 export type Said = { text: string } | { end: { reason: "stop" | "length"; text: string } & End["usage"] };
 
 export class Local implements Endpoint {
-  readonly #port: Port;
-  readonly about: About;
+  readonly #spec: LocalSpec;
+  readonly #call: LoadCall;
+  #port: Port;
+  #about: About;
+  /** The device is lost; another is being found. */
+  #again: Promise<void> | undefined;
+  #closed = false;
 
-  private constructor(port: Port, about: About) {
+  private constructor(spec: LocalSpec, call: LoadCall, port: Port, about: About) {
+    this.#spec = spec;
+    this.#call = call;
     this.#port = port;
-    this.about = about;
+    this.#about = about;
+  }
+
+  get about(): About {
+    return this.#about;
   }
 
   /** Fetches what isn't in the store yet, and loads it. */
@@ -48,14 +59,7 @@ export class Local implements Endpoint {
     };
     // Asked for on behalf of the page: what was fetched isn't thrown away when space runs short.
     void navigator.storage?.persist?.();
-    const port = new Port();
-    try {
-      const about = await port.call("load", call, (event) => spec.onProgress?.(event as Progress)).result;
-      return new Local(port, about as About);
-    } catch (error) {
-      port.close();
-      throw error;
-    }
+    return new Local(spec, call, ...(await loaded(spec, call)));
   }
 
   describe(): string {
@@ -63,15 +67,36 @@ export class Local implements Endpoint {
   }
 
   close(): void {
+    this.#closed = true;
     this.#port.close();
+  }
+
+  /** Whoever asks next waits for it, and hears of it if it fails. */
+  #mend(): void {
+    this.#again ??= this.#recover().finally(() => (this.#again = undefined));
+    this.#again.catch(() => undefined);
+  }
+
+  /** Loads the model anew, in another worker, if its device can't go on: what was lost with the old one comes from the store. */
+  async #recover(): Promise<void> {
+    const why = (await this.#port.call("trouble", undefined).result.catch(() => "the worker ended")) as string | undefined;
+    if (why === undefined || this.#closed) return;
+    this.#spec.onLost?.(why);
+    this.#port.close();
+    const [port, about] = await loaded(this.#spec, this.#call);
+    if (this.#closed) return port.close();
+    this.#port = port;
+    this.#about = about;
   }
 
   async *answer({ input, options }: Request): AsyncGenerator<Piece> {
     const { signal, endpoint: _, ...rest } = options;
     if (signal?.aborted) throw new WeirError("cancelled", "cancelled");
+    await this.#again;
+    const port = this.#port;
     const said: Said[] = [];
     let wake: () => void = () => {};
-    const { id, result } = this.#port.call("answer", { input, options: rest }, (event) => {
+    const { id, result } = port.call("answer", { input, options: rest }, (event) => {
       said.push(event as Said);
       wake();
     });
@@ -81,12 +106,16 @@ export class Local implements Endpoint {
       () => (over = true),
       (error: unknown) => ((over = true), (failed = error)),
     ).finally(() => wake());
-    const cancel = () => void this.#port.call("cancel", id).result.catch(() => undefined);
+    const cancel = () => void port.call("cancel", id).result.catch(() => undefined);
     signal?.addEventListener("abort", cancel);
     try {
       for (;;) {
         for (let event = said.shift(); event; event = said.shift()) yield* pieces(event);
-        if (failed !== undefined) throw failed;
+        if (failed !== undefined) {
+          const broken = !(failed instanceof WeirError) || failed.kind === "failed";
+          if (broken && port === this.#port) this.#mend();
+          throw failed;
+        }
         if (over) return;
         await new Promise<void>((resolve) => {
           wake = resolve;
@@ -97,6 +126,22 @@ export class Local implements Endpoint {
       signal?.removeEventListener("abort", cancel);
       if (!over) cancel();
     }
+  }
+}
+
+/** A worker with the model in it. */
+async function loaded(spec: LocalSpec, call: LoadCall): Promise<[Port, About]> {
+  const port = new Port();
+  try {
+    if (spec.key !== undefined) {
+      const origins = call.parts.flatMap(({ source }) => (typeof source === "string" ? [new URL(source).origin] : []));
+      for (const origin of new Set(origins)) await port.call("authorise", { origin, secret: spec.key }).result;
+    }
+    const about = await port.call("load", call, (event) => spec.onProgress?.(event as Progress)).result;
+    return [port, about as About];
+  } catch (error) {
+    port.close();
+    throw error;
   }
 }
 

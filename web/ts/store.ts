@@ -201,11 +201,22 @@ async function ask(url: string): Promise<{ size: number; etag: string; ranges: b
   return { size, etag, ranges: false };
 }
 
+/** What servers must be sent, by origin. */
+const secrets = new Map<string, string>();
+
+/** Requests to this origin carry this from now on. */
+export function authorise(origin: string, secret: string): void {
+  secrets.set(origin, secret);
+}
+
 async function get(url: string, init: RequestInit): Promise<Response> {
   let response: Response;
+  const headers = new Headers(init.headers);
+  const secret = secrets.get(new URL(url).origin);
+  if (secret !== undefined) headers.set("authorization", `Bearer ${secret}`);
   try {
     // The store is the cache.
-    response = await fetch(url, { ...init, cache: "no-store" });
+    response = await fetch(url, { ...init, headers, cache: "no-store" });
   } catch (error) {
     throw new WeirError("unreachable", `${url} can't be reached (${String(error)})`);
   }

@@ -19,8 +19,12 @@ export interface LocalSpec {
   context?: number;
   /** Conversations that are answered at once. */
   slots?: number;
+  /** For servers that want one: sent with every request for the model's files. */
+  key?: string;
   /** Called while the model is fetched and loaded. */
   onProgress?: (progress: Progress) => void;
+  /** The device was lost (a GPU that was reset, most likely). The model is loaded again; the next request waits for it. */
+  onLost?: (why: string) => void;
 }
 
 /** A Weir gateway. */

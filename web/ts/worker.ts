@@ -1,7 +1,9 @@
 /** The worker: the engine, and the store of models. */
-import init, { Digest, Model, Scorer } from "./engine.js";
+import init, { Digest, Model, Node, Scorer } from "./engine.js";
 import { withSubgroups } from "./gpu.js";
+import type { JoinCall, Membership, OfferCall, Rates } from "./guest.js";
 import type { LoadCall, Said } from "./local.js";
+import { stay } from "./membership.js";
 import { serve } from "./port.js";
 import * as store from "./store.js";
 import { type FailureKind, type Request, WeirError } from "./types.js";
@@ -13,6 +15,8 @@ let engine: Promise<unknown> | undefined;
 let subgroups: Promise<boolean> | undefined;
 let model: Model | undefined;
 let scorer: Scorer | undefined;
+let node: Node | undefined;
+const leaving = new AbortController();
 
 /** Lets messages in: a message to ourselves comes after those that wait. */
 const channel = new MessageChannel();
@@ -46,7 +50,7 @@ const digest: store.Digest = async (read, size) => {
 };
 
 /** What is to be loaded, ready to be read; and the engine's options. */
-async function prepare(call: LoadCall, tell: store.Tell): Promise<{ parts: store.Part[]; options: string }> {
+async function prepare(call: LoadCall, tell: store.Tell, offered?: string): Promise<{ parts: store.Part[]; options: string }> {
   const parts: store.Part[] = [];
   for (const { source, sha256 } of call.parts) {
     if (typeof source === "string") {
@@ -63,7 +67,7 @@ async function prepare(call: LoadCall, tell: store.Tell): Promise<{ parts: store
   await ready();
   subgroups ??= call.device === "cpu" ? Promise.resolve(false) : withSubgroups();
   const { device, context, slots } = call;
-  return { parts, options: JSON.stringify({ device, context, slots, subgroups: await subgroups }) };
+  return { parts, options: JSON.stringify({ device, context, slots, subgroups: await subgroups, sha256: offered }) };
 }
 
 /** The same parts, which say how far they were read. */
@@ -100,8 +104,23 @@ function answer({ input, options }: Request, say: (said: Said) => void, id: numb
     } catch (error) {
       throw new WeirError("invalid", error instanceof Error ? error.message : String(error));
     }
-    void loaded.run();
   });
+}
+
+/** Loads a model, finds out how fast it is here, and offers it to the cluster that was joined. */
+async function offer({ load, name, bearer }: OfferCall, tell: store.Tell): Promise<unknown> {
+  if (bearer) store.authorise(bearer.origin, bearer.secret);
+  const { parts, options } = await prepare(load, tell, load.parts[0]?.sha256);
+  model = await Model.load(told(parts, tell), options, host as never);
+  if (!node) throw new WeirError("failed", "no cluster was joined");
+  const rates = JSON.parse(await node.hold(model, name)) as Rates;
+  return { about: JSON.parse(model.about()) as unknown, rates };
+}
+
+async function join(call: JoinCall, tell: (state: Membership) => void): Promise<void> {
+  await ready();
+  node = new Node(call.name, call.device, call.memory);
+  return stay(node, call, tell, leaving.signal);
 }
 
 serve(async (name, argument: never, event, id) => {
@@ -116,6 +135,23 @@ serve(async (name, argument: never, event, id) => {
       return answer(argument, event as (said: Said) => void, id);
     case "cancel":
       return model?.cancel(argument);
+    case "trouble":
+      return model?.trouble();
+    case "fail":
+      // For tests: as if the device were lost.
+      return model?.fail(argument);
+    case "join":
+      return join(argument, event as (state: Membership) => void);
+    case "offer":
+      return offer(argument, tell);
+    case "figures":
+      return node && (JSON.parse(node.figures()) as unknown);
+    case "drain":
+      return node?.drain(argument);
+    case "leave":
+      node?.drain(true);
+      leaving.abort();
+      return node?.close(argument);
     case "score": {
       // For comparisons: the logits of a text, a piece at a time.
       const { load, ids } = argument as { load?: LoadCall; ids: number[] };
@@ -124,6 +160,10 @@ serve(async (name, argument: never, event, id) => {
         scorer = await Scorer.load(parts, options);
       }
       return scorer && { about: scorer.about(), logits: await scorer.logits(Uint32Array.from(ids)) };
+    }
+    case "authorise": {
+      const { origin, secret } = argument as { origin: string; secret: string };
+      return store.authorise(origin, secret);
     }
     case "fetch": {
       const { url, sha256 } = argument as { url: string; sha256?: string };

@@ -70,7 +70,6 @@ impl BlockPool {
     }
 
     /// Names of blocks, those in use first, then those released last; at most so many.
-    #[cfg(not(target_arch = "wasm32"))]
     pub(crate) fn names(&self, most: usize) -> Vec<BlockKey> {
         let block = |id: &u32| self.blocks.get(*id as usize);
         let older = |id: &u32| block(id).map(|block| block.older);

@@ -1,6 +1,6 @@
 //! WebTransport on the same port: how browsers, which can't speak `weir/1`, come by a link.
 //!
-//! A page is told the hash of a short-lived certificate ([`WebCertificate`]), and connects to [`WEB_PATH`]. The scheduler opens
+//! A page is told the hash of a short-lived certificate ([`WebCertificate`]), and connects to [`crate::WEB_PATH`]. The scheduler opens
 //! one unidirectional stream with 32 random bytes; from then on both ends open bidirectional streams of frames, as on any
 //! link. A browser doesn't let a page see the TLS exporter, so what both ends know, and the node signs, is
 //! `SHA-256("weir/1 web" || certificate's hash || those bytes)`: good for this one session, and worthless to somebody
@@ -8,6 +8,7 @@
 use super::tls::{certified, sha256};
 use crate::identity::{IdentityError, random};
 use crate::link::quic;
+use crate::signed::{WEB_PATH, of_session};
 use rustls::pki_types::PrivateKeyDer;
 use rustls::sign::CertifiedKey;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -17,8 +18,6 @@ use web_transport_quinn::{Request, Session};
 
 /// What browsers ask for in the handshake.
 pub(super) const ALPN: &[u8] = web_transport_quinn::ALPN.as_bytes();
-/// The path of sessions; it names the protocol's version, as the ALPN does for native nodes.
-pub const WEB_PATH: &str = "/weir/1";
 /// Browsers take a certificate by its hash only if it is valid for at most 14 days.
 const VALID: Duration = Duration::from_secs(13 * DAY);
 /// Clocks may differ by as much.
@@ -26,8 +25,6 @@ const BACKDATED: Duration = Duration::from_secs(DAY);
 /// Then the next one is shown.
 const SHOWN: Duration = Duration::from_secs(6 * DAY);
 const DAY: u64 = 24 * 3600;
-/// What is signed begins with this.
-const CONTEXT: &[u8] = b"weir/1 web";
 
 /// The certificate that browsers see. Made at random, and again every six days; clones are the same.
 #[derive(Clone, Debug)]
@@ -116,7 +113,7 @@ pub(super) async fn enter(
 }
 
 fn binding(certificate: &[u8; 32], nonce: &[u8; 32]) -> [u8; 32] {
-    sha256(&[CONTEXT, certificate, nonce].concat())
+    sha256(&of_session(certificate, nonce))
 }
 
 #[cfg(test)]

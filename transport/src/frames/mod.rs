@@ -24,6 +24,7 @@ pub use assembler::Assembler;
 use body::ArchivedTokens;
 use bytes::Bytes;
 pub use described::{Fetch, Hello, Order, Proof, Refusal, RefusalCode, Welcome};
+#[cfg(not(target_arch = "wasm32"))]
 pub(crate) use described::{hex, unhex};
 use serde::{Deserialize, Serialize};
 use weir_scheduler::{Event, Failure, Finish, Generate, Profile, RequestId, Status, Token, Usage};
