@@ -264,6 +264,11 @@ impl Cluster {
         Ok(Record { name, guest, joined: seconds(now), drained: false, revoked: false, refuted: false })
     }
 
+    /// Whether this token was handed out and has not expired, used up or not.
+    pub fn has_invited(&self, token: &JoinToken, now: SystemTime) -> bool {
+        self.members().tokens.get(&token.digest()).is_some_and(|kept| kept.expires > seconds(now))
+    }
+
     /// Machines that ask to be let in.
     pub fn asking(&self) -> Vec<Asker> {
         self.members().asking.all()

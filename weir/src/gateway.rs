@@ -7,8 +7,10 @@ mod admin;
 mod answer;
 mod body;
 mod connection;
+mod console;
 mod error;
 mod fields;
+mod files;
 mod models;
 mod prompt;
 mod request;
@@ -31,6 +33,7 @@ use tokio_rustls::TlsAcceptor;
 use weir_transport::Fingerprint;
 
 pub use admin::AdminConfig;
+pub use files::SharedFile;
 pub use tls::{TlsConfig, TlsError};
 
 /// Where the gateway listens, and for whom.
@@ -53,6 +56,8 @@ pub struct GatewayConfig {
     pub aliases: Vec<(String, String)>,
     /// Whose nodes are listed, let in and sent away here; none where no nodes can join.
     pub admin: Option<AdminConfig>,
+    /// Model files that browser tabs may fetch, to compute with them themselves.
+    pub files: Vec<SharedFile>,
     /// How much of everything one client, or all of them, may take.
     pub limits: Limits,
 }
@@ -69,6 +74,7 @@ impl GatewayConfig {
             allowed_origins: Vec::new(),
             aliases: Vec::new(),
             admin: None,
+            files: Vec::new(),
             limits: Limits::default(),
         }
     }
@@ -179,6 +185,7 @@ pub(crate) struct Shared {
     origins: Vec<String>,
     aliases: Vec<(String, String)>,
     admin: Option<admin::Admin>,
+    files: files::Files,
     requests: Arc<Semaphore>,
     stats: Arc<stats::Stats>,
     /// Who was refused what, as far as it was logged.
@@ -247,6 +254,7 @@ impl Gateway {
             origins: config.allowed_origins,
             aliases: config.aliases,
             admin: config.admin.map(admin::Admin::from),
+            files: files::Files::new(config.files),
             requests: Arc::new(Semaphore::new(config.limits.requests_max)),
             limits: config.limits,
             stats: Arc::default(),

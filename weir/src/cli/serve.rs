@@ -6,8 +6,8 @@ use super::speaker::{device_options, find};
 use super::{Interrupted, machine, output::note, store};
 use crate::cluster::{Cluster, Invitation};
 use crate::config::Config;
-use crate::driver::{Driver, DriverConfig, Port, stock_here};
-use crate::gateway::{AdminConfig, Gateway, GatewayConfig};
+use crate::driver::{Driver, DriverConfig, ModelSource, ModelSpec, Port, stock_here};
+use crate::gateway::{AdminConfig, Gateway, GatewayConfig, SharedFile};
 use crate::lan::{self, Announcement};
 use crate::policy::Source;
 use std::io::{IsTerminal, Write, stderr, stdout};
@@ -30,6 +30,8 @@ Examples:
   weir serve --model smollm2-135m --model qwen2.5-coder-0.5b
   weir serve --listen 0.0.0.0:8484       other machines can join, too
   weir serve --listen 0.0.0.0:8484 --no-node
+  weir serve --listen 127.0.0.1:8484 --no-node --share smollm2-135m
+                                         only browser tabs compute (/join)
   WEIR_API_KEY=secret weir serve --http 0.0.0.0:8484
   weir serve --policy spill-when-busy
   weir serve --model null                made-up tokens, for load tests")]
@@ -57,6 +59,10 @@ pub(super) struct Serve {
     /// only for requests that name its model]
     #[arg(long, value_name = "FILE")]
     policy: Option<String>,
+    /// Browser tabs may fetch this model and compute with it (a catalog name or a path), may be given several times
+    /// [default: the models served here]
+    #[arg(long, value_name = "MODEL")]
+    share: Vec<String>,
     /// Where the cluster's key and members are kept
     #[arg(long, value_name = "DIR")]
     state: Option<PathBuf>,
@@ -75,6 +81,7 @@ impl Serve {
             named => named.iter().map(|n| Some(n.as_str())).collect(),
         };
         let models = names.into_iter().map(|n| find(config, n)).collect::<anyhow::Result<Vec<_>>>()?;
+        let shared = self.share.iter().map(|n| find(config, Some(n))).collect::<anyhow::Result<Vec<_>>>()?;
         let mut gateway = self.gateway(config)?;
         let policy =
             self.policy.as_ref().or(config.policy.as_ref()).map(|name| Source::named(name)).transpose()?;
@@ -85,6 +92,7 @@ impl Serve {
                 "with --no-node nobody could answer: let nodes join with --listen ADDR, or name a [[provider]] in weir.toml"
             );
         }
+        gateway.files = if shared.is_empty() { &models } else { &shared }.iter().filter_map(share).collect();
         super::runtime()?.block_on(async {
             let device = device_options(config);
             let driver =
@@ -174,6 +182,16 @@ impl Serve {
         let web = port.web_certificate();
         let lan = (!self.no_lan && !at.ip().is_loopback()).then(|| announce(&port, &cluster)).flatten();
         Ok(House { folder, port, admin: AdminConfig { cluster, addresses, web, token }, _lan: lan })
+    }
+}
+
+/// A model as a file for browser tabs, if it is one.
+fn share(model: &ModelSpec) -> Option<SharedFile> {
+    match &model.source {
+        ModelSource::File { path, id: Some(id) } => {
+            Some(SharedFile { name: model.name.clone(), sha256: id.0, path: path.clone() })
+        }
+        _ => None,
     }
 }
 

@@ -56,12 +56,19 @@ impl From<AdminConfig> for Admin {
 impl Admin {
     /// Whether these headers carry the admin token.
     pub(super) fn knows(&self, headers: &HeaderMap) -> bool {
-        let given = headers.get(AUTHORIZATION).and_then(|value| {
-            let (scheme, token) = value.as_bytes().split_at_checked(7)?;
-            scheme.eq_ignore_ascii_case(b"bearer ").then_some(token.trim_ascii())
-        });
-        given.is_some_and(|token| blake3::hash(token) == self.token)
+        bearer(headers).is_some_and(|token| blake3::hash(token) == self.token)
     }
+
+    /// Whether they carry a join token that has not expired.
+    pub(super) fn has_invited(&self, headers: &HeaderMap) -> bool {
+        let token = bearer(headers).and_then(|token| std::str::from_utf8(token).ok()?.parse().ok());
+        token.is_some_and(|token| self.cluster.has_invited(&token, SystemTime::now()))
+    }
+}
+
+fn bearer(headers: &HeaderMap) -> Option<&[u8]> {
+    let (scheme, token) = headers.get(AUTHORIZATION)?.as_bytes().split_at_checked(7)?;
+    scheme.eq_ignore_ascii_case(b"bearer ").then_some(token.trim_ascii())
 }
 
 /// What can be asked for.

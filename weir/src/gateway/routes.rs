@@ -2,7 +2,7 @@
 use super::body::{self, Body};
 use super::error::ApiError;
 use super::request::{Api, draw};
-use super::{Shared, admin, answer, models};
+use super::{Shared, admin, answer, console, models};
 use hyper::body::Incoming;
 use hyper::header::{self, HeaderMap, HeaderName, HeaderValue};
 use hyper::{Method, Request, Response, StatusCode};
@@ -57,6 +57,9 @@ enum Endpoint {
     Live,
     Ready,
     Admin(admin::Route),
+    Files,
+    File(String),
+    Page(&'static console::Asset),
 }
 
 impl Endpoint {
@@ -68,10 +71,17 @@ impl Endpoint {
             "/v1/models" => Endpoint::Models,
             "/healthz" => Endpoint::Live,
             "/readyz" => Endpoint::Ready,
+            "/weir/v1/files" => Endpoint::Files,
+            _ if path.starts_with("/weir/v1/files/") => {
+                Endpoint::File(path.strip_prefix("/weir/v1/files/")?.to_owned())
+            }
             _ if path.starts_with("/weir/v1/") => {
                 Endpoint::Admin(admin::Route::of(path.strip_prefix("/weir/v1/")?)?)
             }
-            _ => Endpoint::Model(percent_decoded(path.strip_prefix("/v1/models/")?)?),
+            _ if path.starts_with("/v1/models/") => {
+                Endpoint::Model(percent_decoded(path.strip_prefix("/v1/models/")?)?)
+            }
+            _ => Endpoint::Page(console::find(path)?),
         })
     }
 }
@@ -90,12 +100,20 @@ async fn handle(
     let endpoint = Endpoint::of(request.uri().path());
     let is_public = matches!(
         endpoint,
-        Some(Endpoint::Live | Endpoint::Ready | Endpoint::Admin(admin::Route::WebTransport))
+        Some(
+            Endpoint::Live
+                | Endpoint::Ready
+                | Endpoint::Page(_)
+                | Endpoint::Admin(admin::Route::WebTransport)
+        )
     );
     // The owner of the scheduler needs no key beside the admin token.
     let is_owner = matches!(endpoint, Some(Endpoint::Admin(_)))
         && shared.admin.as_ref().is_some_and(|admin| admin.knows(headers));
-    if !is_public && !is_owner {
+    // Whoever may join needs the model.
+    let is_invited = matches!(endpoint, Some(Endpoint::Files | Endpoint::File(_)))
+        && shared.admin.as_ref().is_some_and(|admin| admin.has_invited(headers));
+    if !is_public && !is_owner && !is_invited {
         check_key(shared, headers)?;
     }
     let Some(endpoint) = endpoint else {
@@ -111,6 +129,9 @@ async fn handle(
         (Endpoint::Model(id), &Method::GET | &Method::HEAD) => models::show(shared, &id),
         (Endpoint::Live, &Method::GET | &Method::HEAD) => Ok(models::live(&shared.driver)),
         (Endpoint::Ready, &Method::GET | &Method::HEAD) => Ok(models::ready(&shared.driver)),
+        (Endpoint::Page(asset), &Method::GET | &Method::HEAD) => Ok(console::respond(asset, headers)),
+        (Endpoint::Files, &Method::GET | &Method::HEAD) => Ok(shared.files.list()),
+        (Endpoint::File(sha256), &Method::GET) => shared.files.send(&sha256, headers),
         (Endpoint::Admin(route), _) => admin::respond(shared, route, request).await,
         (Endpoint::Generate(api), &Method::POST) => {
             check_content(headers)?;

@@ -173,7 +173,7 @@ async fn wrong_places_and_methods() {
         assert_eq!(reply.error().0, status, "{method} {path} {headers}");
         reply
     };
-    check("GET", "/", "", 404).await;
+    check("GET", "/nothing", "", 404).await;
     check("GET", "/v1/nothing", "", 404).await;
     check("GET", "/v1/models/%ff", "", 404).await;
     assert_eq!(check("GET", CHAT, "", 405).await.header("allow"), Some("post"));
