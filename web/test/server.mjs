@@ -4,7 +4,7 @@ import { createServer } from "node:http";
 import { extname, join, normalize } from "node:path";
 import { fileURLToPath } from "node:url";
 
-const TYPES = { ".html": "text/html", ".js": "text/javascript", ".wasm": "application/wasm", ".json": "application/json" };
+const TYPES = { ".html": "text/html", ".css": "text/css", ".svg": "image/svg+xml", ".js": "text/javascript", ".wasm": "application/wasm", ".json": "application/json" };
 const WEB = fileURLToPath(new URL("..", import.meta.url));
 
 /**
@@ -22,14 +22,12 @@ export async function serve(files) {
     if (path === "/") return response.setHeader("content-type", "text/html").end("<!doctype html><title>weir</title>");
     const name = path.replace(/^\/models\//, "");
     const model = path.startsWith("/models/") ? files[name] : undefined;
-    const file = model ?? join(WEB, normalize(path));
-    let size;
-    try {
-      size = statSync(file).size;
-    } catch {
-      return response.writeHead(404).end();
-    }
-    response.setHeader("content-type", TYPES[extname(file)] ?? "application/octet-stream");
+    const places = model ? [model] : ["", "site"].flatMap((folder) => ["", ".gz"].map((packed) => join(WEB, folder, normalize(path) + packed)));
+    const file = places.find((place) => statSync(place, { throwIfNoEntry: false })?.isFile());
+    if (!file) return response.writeHead(404).end();
+    const { size } = statSync(file);
+    if (file.endsWith(".gz")) response.setHeader("content-encoding", "gzip");
+    response.setHeader("content-type", TYPES[extname(path)] ?? "application/octet-stream");
     const range = model && faults.ranges && /^bytes=(\d+)-(\d*)$/.exec(request.headers.range ?? "");
     const [from, to] = range ? [Number(range[1]), range[2] === "" ? size - 1 : Number(range[2])] : [0, size - 1];
     if (model) {

@@ -26,7 +26,7 @@ cargo xtask bench speculation     what guessing the next tokens is worth, on any
 cargo xtask bench gateway         what a request's way through the gateway costs, beside smg; FLAGS: see --help
 cargo xtask golden                makes the golden logits again (needs cmake and libclang, as `bench cpu` does)
 cargo xtask sim [--seeds N]       the scheduler under virtual time: N seeds of faults, placement and what it costs
-cargo xtask web                   the browser's engine and SDK, in web/dist
+cargo xtask web                   the browser's engine and SDK, in web/dist, and the gateway's pages, in web/site
 cargo xtask web test              the same, and its tests in Chromium
 cargo xtask fuzz [TARGET] [SECONDS] fuzzes what reads model files (reader), frames (frames), policies (policies)";
 

@@ -1,14 +1,15 @@
-//! The browser's engine and SDK: a WebAssembly module, the JavaScript around it, and TypeScript made into modules.
+//! The browser's engine, SDK and pages: a WebAssembly module, the JavaScript around it, and TypeScript made into modules.
 #[cfg(feature = "web")]
 mod compiler;
 #[cfg(feature = "web")]
 mod make;
 
 use crate::models;
-use crate::run::{check, output, program, root, works};
+use crate::run::{cargo, check, output, program, root, works};
 use anyhow::{Result, bail};
 #[cfg(feature = "web")]
 pub use make::build;
+use std::path::PathBuf;
 
 /// What browsers call Chromium's program, in the order of preference.
 const BROWSERS: [&str; 4] =
@@ -17,7 +18,7 @@ const BROWSERS: [&str; 4] =
 /// Builds it with what that needs, which this build of xtask lacks.
 #[cfg(not(feature = "web"))]
 pub fn build() -> Result<()> {
-    check(&mut crate::run::cargo(&["run", "--quiet", "--package", "xtask", "--features", "web", "--", "web"]))
+    check(&mut cargo(&["run", "--quiet", "--package", "xtask", "--features", "web", "--", "web"]))
 }
 
 /// What is missing for that, and the Debian packages that have it.
@@ -56,8 +57,13 @@ pub fn test() -> Result<()> {
         bail!("there is no Chromium; install it with\n  apt-get install -y --no-install-recommends chromium");
     };
     let mut tests = program("node");
-    let files = ["remote", "store", "engine"].map(|name| format!("test/{name}.test.mjs"));
+    // With the pages in it.
+    check(&mut cargo(&["build", "--quiet", "--package", "weir", "--bin", "weir"]))?;
+    let files = ["remote", "store", "join", "console", "engine"].map(|name| format!("test/{name}.test.mjs"));
     tests.current_dir(&folder).args(["--test", "--test-reporter=spec"]).args(files);
     tests.env("WEIR_TEST_BROWSER", browser).env("WEIR_TEST_MODELS", models::folder()?).env("CI", "true");
+    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from);
+    tests
+        .env("WEIR_TEST_PROGRAM", target.join("debug").join(format!("weir{}", std::env::consts::EXE_SUFFIX)));
     check(&mut tests)
 }
