@@ -5,7 +5,9 @@
 
 mod blocks;
 mod draft;
+// Tested everywhere, used in browsers.
 #[cfg(any(test, target_arch = "wasm32"))]
+#[cfg_attr(not(target_arch = "wasm32"), allow(dead_code))]
 mod driven;
 #[cfg(not(target_arch = "wasm32"))]
 mod handle;
