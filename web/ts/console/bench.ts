@@ -15,6 +15,7 @@ const QUESTIONS = [
   "How do submarines dive and come up again?",
 ];
 const CONTEXT = 1024;
+const LEAST_MEMORY = 32e6;
 
 interface Settings {
   model: string;
@@ -138,7 +139,9 @@ async function memory(): Promise<number | null> {
   const ask = (performance as { measureUserAgentSpecificMemory?: () => Promise<{ bytes: number }> }).measureUserAgentSpecificMemory;
   if (!ask || !crossOriginIsolated) return null;
   const late = new Promise<null>((resolve) => setTimeout(() => resolve(null), 30_000));
-  return Promise.race([ask.call(performance).then(({ bytes }) => bytes), late]).catch(() => null);
+  const told = await Promise.race([ask.call(performance).then(({ bytes }) => bytes), late]).catch(() => null);
+  // Less than any model: the engine's worker was not counted.
+  return told !== null && told > LEAST_MEMORY ? told : null;
 }
 
 const COLUMNS: [string, (result: Result) => string][] = [
@@ -175,9 +178,9 @@ function plot(results: Result[]): void {
     return drawn;
   };
   const about = results.map(({ engine, tokens_per_s }) => `${engine} ${tokens_per_s.toFixed(1)}`).join(", ");
-  const svg = draw("svg", { class: "plot", viewBox: `0 0 480 ${44 * results.length}`, role: "img", "aria-label": `Tokens a second: ${about}` });
+  const svg = draw("svg", { class: "plot", viewBox: `0 0 360 ${44 * results.length}`, role: "img", "aria-label": `Tokens a second: ${about}` });
   results.forEach(({ engine, tokens_per_s: rate }, i) => {
-    const width = (rate / most) * 400;
+    const width = (rate / most) * 300;
     svg.append(
       draw("text", { x: 0, y: 44 * i + 14 }, engine),
       draw("rect", { class: "bar", x: 0, y: 44 * i + 20, width, height: 16, rx: 3 }),
