@@ -1,7 +1,7 @@
 //! The engine in a browser's worker: what JavaScript calls.
 //!
-//! [`Model::load`] reads a model file through JavaScript's functions, [`Model::generate`] takes requests, and the engine works
-//! until there are none left, waking when the GPU's results come back. A [`Node`] offers a model to a cluster.
+//! `Model::load` reads a model file through JavaScript's functions, `Model::generate` takes requests, and the engine works
+//! until there are none left, waking when the GPU's results come back. A `Node` offers a model to a cluster.
 //! `web/ts/worker.ts` is the one caller. Elsewhere than in browsers this crate is empty.
 #![cfg(target_arch = "wasm32")]
 #![forbid(unsafe_code)]

@@ -273,10 +273,12 @@ fn disturb(house: &House, model: &str, nodes: &mut Vec<(Node, Wire)>, every: Dur
     let seed = std::time::SystemTime::UNIX_EPOCH.elapsed().unwrap().as_nanos() as u64;
     println!("seed {seed}");
     let (mut rng, mut done) = (Rng(seed), 0);
+    let first = rng.below(3);
     while Instant::now() < calm {
         std::thread::sleep(every);
         let victim = rng.below(nodes.len() as u64) as usize;
-        let what = rng.below(3);
+        // Each kind in turn, so that none is left out.
+        let what = (first + u64::from(done)) % 3;
         println!("{} to one of {}", ["kill", "pause", "cut"][what as usize], nodes.len());
         match what {
             0 => drop(nodes.remove(victim)),
