@@ -55,9 +55,18 @@ impl Scheduler {
         }
     }
 
+    /// Whether somebody waits for a model. That it would do as well for one who waits for another doesn't count: it would
+    /// keep the other out of memory for ever.
+    fn is_awaited(&self, model: ModelId) -> bool {
+        let for_it = |id: &RequestId| self.requests.get(id).is_some_and(|request| request.ask.model == model);
+        let waiting = self.waiting.get(&model);
+        waiting.is_some_and(|turns| turns.iter().any(|(_, id)| for_it(id)))
+            || self.residency.wants.contains_key(&model)
+    }
+
     /// Sees to it that a node holds a model. Says whether one does; fails if none ever will.
     pub(super) fn bring(&mut self, now: Time, model: ModelId) -> Result<bool, String> {
-        let awaited = |m: ModelId| self.waiting.contains_key(&m) || self.residency.wants.contains_key(&m);
+        let awaited = |m: ModelId| self.is_awaited(m);
         match self.pool.bring(now, model, &self.limits, &awaited) {
             Bring::Here => Ok(true),
             Bring::Coming => Ok(false),
@@ -130,8 +139,7 @@ impl Scheduler {
         self.look_after_all(now);
         self.relieve(now);
         let idle = self.pool.idle(now, &self.limits);
-        let awaited = |m: &ModelId| self.waiting.contains_key(m) || self.residency.wants.contains_key(m);
-        let idle = idle.into_iter().filter(|(_, model)| !awaited(model)).collect();
+        let idle = idle.into_iter().filter(|(_, model)| !self.is_awaited(*model)).collect();
         self.unload(now, idle);
         if !self.residency.wants.is_empty() || !self.waiting.is_empty() {
             self.look_at(now + LOOK);

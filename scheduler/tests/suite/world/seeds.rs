@@ -61,6 +61,13 @@ fn nothing_is_lost_or_repeated_whatever_happens() {
     );
 }
 
+/// Requests waited for ever: what they waited for could not be loaded, since what would have to make room for it would
+/// have done for them as well.
+#[test]
+fn seeds_that_failed_once() {
+    check(2417, size(2417).1, None, false);
+}
+
 /// The test of the test: bugs that are planted are found.
 #[test]
 fn planted_bugs_are_found() {
