@@ -146,6 +146,11 @@ impl Pool {
         self.nodes.get(&id).filter(|node| node.trust == Trust::Guest).map(|node| node.identity)
     }
 
+    /// Whether some node has a place for a model, if only for the most urgent.
+    pub fn has_room(&self, model: ModelId) -> bool {
+        self.groups.get(&model).is_some_and(|group| group.best(Priority::Interactive, 1).next().is_some())
+    }
+
     /// Whether a node is a provider: some of their models think for minutes, and whoever asks one knows when to give up.
     pub fn is_provider(&self, id: NodeId) -> bool {
         self.nodes.get(&id).is_some_and(|node| node.trust == Trust::Provider)

@@ -43,6 +43,8 @@ pub struct Scheduler {
     residency: Residency,
     timers: BTreeSet<(Time, Timer)>,
     outputs: VecDeque<Output>,
+    /// Models for which a node has a place again: whoever waits for one is looked at when all has been taken in.
+    freed: BTreeSet<ModelId>,
     /// Silence before this isn't held against anybody: we weren't listening ourselves.
     excused: Time,
     expected_output: f64,
@@ -166,6 +168,7 @@ impl Scheduler {
             residency: Residency::default(),
             timers: BTreeSet::new(),
             outputs: VecDeque::new(),
+            freed: BTreeSet::new(),
             excused: Time::ZERO,
             expected_output: f64::from(limits.output_guess),
             limits,
@@ -188,6 +191,13 @@ impl Scheduler {
 
     /// Takes in what happened.
     pub fn handle(&mut self, now: Time, input: Input) {
+        self.take_in(now, input);
+        while let Some(model) = self.freed.pop_first() {
+            self.retry(now, model, false);
+        }
+    }
+
+    fn take_in(&mut self, now: Time, input: Input) {
         match input {
             Input::Submit(ask) => self.submit(now, ask),
             Input::Cancel(request) => {
@@ -458,8 +468,5 @@ impl Scheduler {
             self.leave(now, &request.ask, run);
         }
         self.emit(now, id, event);
-        if let Phase::Running(_) = request.phase {
-            self.retry(now, request.ask.model, false);
-        }
     }
 }

@@ -75,15 +75,14 @@ impl Scheduler {
             self.outputs.push_back(Output::Send { node: run.node, message });
         }
         let Some(request) = self.requests.get(&id) else { return };
-        let model = request.ask.model;
         let ask = request.ask.clone();
         self.leave(now, &ask, run);
-        self.retry(now, model, false);
     }
 
-    /// A run is over: its place on the node is free, and what it cost is settled.
+    /// A run is over, however it came: its place on the node is free, and what it cost is settled.
     pub(super) fn leave(&mut self, now: Time, ask: &Generate, run: &Run) {
         self.pool.release(now, run.node, ask, run.queued);
+        self.freed.insert(ask.model);
         let prompt = if run.first.is_some() { run.given } else { 0 };
         let counted = run.price.of(prompt, u64::from(run.tokens));
         if let Some((key, amount)) = self.ledger.settle(ask.request, run.attempt, counted)

@@ -17,6 +17,8 @@ const PATIENCE_TIMES: u32 = 4;
 const PAUSE_MAX: Duration = Duration::from_secs(30);
 /// Waiting requests that are looked at again as often as the policy likes; more are looked at less often.
 const LOOKED_AT: usize = 128;
+/// Waiting requests that are looked at when a place is free, at most.
+const LOOKED_AT_ONCE: usize = 8;
 
 impl Scheduler {
     pub(super) fn enqueue(&mut self, id: RequestId) {
@@ -58,9 +60,8 @@ impl Scheduler {
     /// Gives a waiting request to the best node, lets it wait, or ends it. True if it still waits.
     pub(super) fn place(&mut self, now: Time, id: RequestId) -> bool {
         let Some(request) = self.requests.get(&id) else { return false };
-        let Phase::Waiting { until } = request.phase else { return false };
-        if until.is_some_and(|until| now < until) {
-            return true;
+        if !matches!(request.phase, Phase::Waiting { .. }) {
+            return false;
         }
         if request.tried.len() >= self.limits.attempts_max as usize {
             let reason = request.trouble.clone().unwrap_or_default();
@@ -382,13 +383,14 @@ impl Scheduler {
         Some(Run { hedge_at, ..run })
     }
 
-    /// Looks again at who waits for a model: at all, where a node is gone and some may have to be told so; else
-    /// until there is no more room.
+    /// Looks again at who waits for a model: at all, where a node is gone and some may have to be told so; else at the
+    /// first few, as long as there is room: the place that one can't take may be another's.
     pub(super) fn retry(&mut self, now: Time, model: ModelId, all: bool) {
         let Some(turns) = self.waiting.get(&model) else { return };
-        let ids: Vec<RequestId> = turns.iter().take(if all { usize::MAX } else { 8 }).map(|t| t.1).collect();
+        let most = if all { usize::MAX } else { LOOKED_AT_ONCE };
+        let ids: Vec<RequestId> = turns.iter().take(most).map(|t| t.1).collect();
         for id in ids {
-            if self.place(now, id) && !all {
+            if self.place(now, id) && !all && !self.pool.has_room(model) {
                 break;
             }
         }
