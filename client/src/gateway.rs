@@ -1,15 +1,11 @@
 //! Asking a gateway: the OpenAI API over HTTP/1.1, streamed.
 //!
 //! One connection a request: closing it is how a request is cancelled.
-mod address;
-mod connect;
 mod reply;
 
 use crate::answer::{End, Finish, Out, Piece, Usage};
 use crate::{Ask, ClientError, Options};
-use address::Address;
 use bytes::Bytes;
-use connect::Connection;
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use hyper::{Method, Request, Response, header};
@@ -19,7 +15,10 @@ use std::time::Duration;
 use tokio::sync::OnceCell;
 use weir_scheduler::Priority;
 use weir_upstream::sse::Events;
+use weir_upstream::{Address, Connection, Connector};
 
+/// To find the host, connect and shake hands.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// Of a refusal or a list of models.
 const BODY_BYTES_MAX: usize = 1 << 20;
 /// Characters of a reply that is not what was expected, in a message.
@@ -39,9 +38,13 @@ impl Gateway {
         Gateway { url, key, patience, first_model: OnceCell::new() }
     }
 
+    fn address(&self) -> Result<Address, ClientError> {
+        Address::parse(&self.url).ok_or_else(|| ClientError::Url(self.url.clone()))
+    }
+
     /// The names of the models that it serves.
     pub(crate) async fn models(&self) -> Result<Vec<String>, ClientError> {
-        let address = Address::parse(&self.url)?;
+        let address = self.address()?;
         let (_connection, response) = self.send(&address, Method::GET, "models", Bytes::new()).await?;
         let body = self.whole(&address, response).await?;
         let list: ModelList = serde_json::from_slice(&body).map_err(|_| protocol(&address, &body))?;
@@ -55,7 +58,7 @@ impl Gateway {
             None => self.first_model.get_or_try_init(|| self.find_first_model()).await?.clone(),
         };
         let (path, body) = request(&ask, &model, &options);
-        let address = Address::parse(&self.url)?;
+        let address = self.address()?;
         let (_connection, mut response) = self.send(&address, Method::POST, path, body.into()).await?;
         let mut events = Events::default();
         let mut reading = Reading::new(model);
@@ -102,7 +105,9 @@ impl Gateway {
         let request = request.body(Full::new(body));
         let request =
             request.map_err(|_| ClientError::Invalid("the key can't be sent in a header".into()))?;
-        let mut connection = Connection::open(address).await?;
+        let unreachable = |why| ClientError::Unreachable { host: address.authority.clone(), why };
+        let connector = Connector::to(address).map_err(unreachable)?;
+        let mut connection = connector.open(address, CONNECT_TIMEOUT).await.map_err(unreachable)?;
         let sent = tokio::time::timeout(self.patience, connection.sender.send_request(request)).await;
         let response = sent.map_err(|_| self.silent(address))?.map_err(|e| broken(address, &e))?;
         if response.status().is_success() {

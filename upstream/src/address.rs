@@ -1,12 +1,13 @@
-//! The address of an upstream.
+//! The address of a server that speaks OpenAI's API, or another with versions in its paths.
 
 /// `https://host:port/base`, taken apart.
 #[derive(Clone, Debug, PartialEq)]
-pub(crate) struct Address {
+pub struct Address {
     /// Whether connections are encrypted.
     pub tls: bool,
     /// Without brackets.
     pub host: String,
+    /// The scheme's own where the address has none.
     pub port: u16,
     /// As in a `Host` header.
     pub authority: String,
@@ -17,7 +18,7 @@ pub(crate) struct Address {
 }
 
 impl Address {
-    /// `/v1` is added where the path doesn't end with a version.
+    /// `/v1` is added where the path has no version, `http` where there is no scheme; none where it is no such address.
     pub fn parse(url: &str) -> Option<Address> {
         let (scheme, rest) = url.trim().split_once("://").unwrap_or(("http", url.trim()));
         let tls = match scheme.to_ascii_lowercase().as_str() {
@@ -82,6 +83,8 @@ mod tests {
         };
         check("http://127.0.0.1:8000", Some((false, "127.0.0.1", 8000, "/v1/models", "/health")));
         check("box:11434/", Some((false, "box", 11434, "/v1/models", "/health")));
+        check("localhost:8484/", Some((false, "localhost", 8484, "/v1/models", "/health")));
+        check("https://a.example/api", Some((true, "a.example", 443, "/api/v1/models", "/api/health")));
         check("https://a.example/x/v2", Some((true, "a.example", 443, "/x/v2/models", "/x/health")));
         let google = "/v1beta/openai/models";
         check(

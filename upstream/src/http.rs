@@ -1,22 +1,13 @@
 //! Connections to one upstream: kept for the next request, given up when nothing comes.
 use crate::address::Address;
+use crate::connect::{Connection, Connector};
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
-use hyper::client::conn::http1::{self, SendRequest};
 use hyper::{Request, Response};
-use hyper_util::rt::TokioIo;
-use rustls_platform_verifier::BuilderVerifierExt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
-use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::TcpStream;
-use tokio::task::AbortHandle;
 use tokio::time::timeout;
-use tokio_rustls::TlsConnector;
-use tokio_rustls::rustls::crypto::ring;
-use tokio_rustls::rustls::pki_types::ServerName;
-use tokio_rustls::rustls::{self, ClientConfig};
 
 /// Idle connections that are kept, at most, and for how long.
 const IDLE_MAX: usize = 32;
@@ -38,8 +29,8 @@ pub(crate) enum HttpError {
 /// Connections to one address.
 pub(crate) struct Http {
     address: Address,
-    /// Made once; none for plain HTTP.
-    tls: Option<Result<TlsConnector, String>>,
+    /// Made once.
+    connector: Result<Connector, String>,
     connect: Duration,
     idle: Mutex<Vec<Idle>>,
 }
@@ -47,18 +38,6 @@ pub(crate) struct Http {
 struct Idle {
     connection: Connection,
     since: Instant,
-}
-
-/// Open as long as it isn't dropped.
-struct Connection {
-    sender: SendRequest<Full<Bytes>>,
-    task: AbortHandle,
-}
-
-impl Drop for Connection {
-    fn drop(&mut self) {
-        self.task.abort();
-    }
 }
 
 /// A response whose body comes. Dropping it before the end closes the connection, which cancels the request.
@@ -70,8 +49,8 @@ pub(crate) struct Reply {
 
 impl Http {
     pub fn new(address: Address, connect: Duration) -> Arc<Http> {
-        let tls = address.tls.then(connector);
-        Arc::new(Http { address, tls, connect, idle: Mutex::default() })
+        let connector = Connector::to(&address);
+        Arc::new(Http { address, connector, connect, idle: Mutex::default() })
     }
 
     /// Where it leads.
@@ -142,21 +121,14 @@ impl Http {
     }
 
     async fn open(&self) -> Result<Connection, HttpError> {
-        let opened = timeout(self.connect, self.connect()).await;
-        let late = || format!("no connection within {:.1} s", self.connect.as_secs_f64());
-        opened.unwrap_or_else(|_| Err(late())).map_err(|why| {
+        let connector = self.connector.as_ref().map_err(|why| why.clone());
+        let opened = match connector {
+            Ok(connector) => connector.open(&self.address, self.connect).await,
+            Err(why) => Err(why),
+        };
+        opened.map_err(|why| {
             HttpError::Unreachable(format!("{} can't be reached: {why}", self.address.authority))
         })
-    }
-
-    async fn connect(&self) -> Result<Connection, String> {
-        let text = |e: std::io::Error| e.to_string();
-        let stream =
-            TcpStream::connect((self.address.host.as_str(), self.address.port)).await.map_err(text)?;
-        stream.set_nodelay(true).map_err(text)?;
-        let Some(tls) = &self.tls else { return shake_hands(stream).await };
-        let name = ServerName::try_from(self.address.host.clone()).map_err(|e| e.to_string())?;
-        shake_hands(tls.clone()?.connect(name, stream).await.map_err(text)?).await
     }
 }
 
@@ -204,23 +176,4 @@ fn describe(error: &hyper::Error) -> String {
         Some(source) => format!("{error}: {source}"),
         None => error.to_string(),
     }
-}
-
-/// The crypto provider is named: a program that links two of them has no default one.
-fn connector() -> Result<TlsConnector, String> {
-    let config = || -> Result<ClientConfig, rustls::Error> {
-        let builder = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()));
-        let builder = builder.with_safe_default_protocol_versions()?.with_platform_verifier()?;
-        Ok(builder.with_no_client_auth())
-    };
-    config().map(|config| TlsConnector::from(Arc::new(config))).map_err(|e| e.to_string())
-}
-
-async fn shake_hands<S>(stream: S) -> Result<Connection, String>
-where
-    S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
-{
-    let (sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(|e| e.to_string())?;
-    let task = tokio::spawn(async move { _ = connection.await });
-    Ok(Connection { sender, task: task.abort_handle() })
 }

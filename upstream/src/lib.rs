@@ -13,6 +13,7 @@ mod answer;
 mod anthropic;
 mod ask;
 mod catalog;
+mod connect;
 mod discover;
 mod error;
 mod http;
@@ -22,11 +23,13 @@ mod secret;
 pub mod sse;
 mod upstream;
 
+pub use address::Address;
 pub use answer::{Answer, Cost, End, Finish, Piece, Usage, merge_delta};
 pub use ask::{Api, Ask, estimate_tokens};
 pub use catalog::{
     Auth, Catalog, CatalogError, Dialect, Engine, Entry, Model, ModelEntry, Prefill, Prices, Provider, Whose,
 };
+pub use connect::{Connection, Connector};
 pub use discover::{Found, Queue};
 pub use error::UpstreamError;
 pub use limiter::Limiter;

@@ -41,6 +41,11 @@ fn catalog(folder: &Path) -> String {
     path.display().to_string()
 }
 
+/// For a program that loads from the catalog into little memory.
+fn little_room<'a>(catalog: &'a str, cache: &'a str) -> [(&'a str, &'a str); 4] {
+    [("WEIR_CATALOG", catalog), ("WEIR_MEMORY", MEMORY), ("WEIR_CACHE", cache), ("WEIR_CONTEXT", "64")]
+}
+
 fn complete(serve: &Serve, model: &str) -> Reply {
     let body =
         json!({ "model": model, "prompt": [7, 8, 9], "max_tokens": 8, "temperature": 0, "ignore_eos": true });
@@ -59,12 +64,7 @@ fn models_are_loaded_as_they_are_asked_for() {
     let house = House::open();
     let folder = tempfile::tempdir().unwrap();
     let (catalog, cache) = (catalog(folder.path()), folder.path().join("cache").display().to_string());
-    let environment = [
-        ("WEIR_CATALOG", catalog.as_str()),
-        ("WEIR_MEMORY", MEMORY),
-        ("WEIR_CACHE", &cache),
-        ("WEIR_CONTEXT", "64"),
-    ];
+    let environment = little_room(&catalog, &cache);
     let _node = Node::join_with("attic", &house.link(&[]), &[], &environment);
     house.wait_for(&[("attic", "connected")]);
     let listed = house.serve().get("/v1/models").unwrap().json();
@@ -93,12 +93,7 @@ fn models_are_loaded_as_they_are_asked_for() {
 fn a_server_loads_what_it_has_as_it_is_asked_for() {
     let folder = tempfile::tempdir().unwrap();
     let (catalog, cache) = (catalog(folder.path()), folder.path().join("cache").display().to_string());
-    let environment = [
-        ("WEIR_CATALOG", catalog.as_str()),
-        ("WEIR_MEMORY", MEMORY),
-        ("WEIR_CACHE", &cache),
-        ("WEIR_CONTEXT", "64"),
-    ];
+    let environment = little_room(&catalog, &cache);
     let pulled = weir(folder.path()).args(["pull", "alpha", "beta"]).envs(environment).output().unwrap();
     assert!(pulled.status.success(), "{}", String::from_utf8_lossy(&pulled.stderr));
     let serve = Serve::start(&["--model", "null"], &environment);
