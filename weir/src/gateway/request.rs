@@ -1,13 +1,20 @@
 //! From JSON to checked values: what a chat or a completion request asks for.
+mod chat;
+mod completion;
+mod options;
+mod sampling;
+
 use super::error::ApiError;
-use super::fields::{Fields, wrong_type};
+use super::fields::Fields;
 use super::{Limits, Shared};
 use crate::driver::{Conversation, ServedModel, Words};
+use options::{WeirOptions, weir_options};
+pub(super) use sampling::choice_seed;
 use serde_json::{Map, Value};
 use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
 use std::time::Duration;
-use weir_scheduler::{Class, ModelId, Priority, Sampling};
+use weir_scheduler::{ModelId, Priority, Sampling};
 
 /// Which of the two APIs a request came through.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,9 +67,6 @@ pub(super) enum Prompt {
     Ids(Vec<u32>),
 }
 
-/// Most tokens of a legacy completion whose request doesn't say.
-const COMPLETION_TOKENS: u32 = 16;
-
 impl Request {
     /// A request for `chosen`, or for the model that it names.
     pub(super) fn parse(
@@ -84,25 +88,28 @@ impl Request {
         };
         let theirs = model.text().is_none();
         if !theirs {
-            refuse_unsupported(api, &mut fields)?;
+            match api {
+                Api::Chat => chat::refuse_unsupported(&mut fields)?,
+                Api::Completion => completion::refuse_unsupported(&mut fields)?,
+            }
         }
         let ours = match api {
-            Api::Chat => chat_prompt(&mut fields).map(|prompt| vec![prompt]),
-            Api::Completion => completion_prompts(&mut fields),
+            Api::Chat => chat::prompt(&mut fields).map(|prompt| vec![prompt]),
+            Api::Completion => completion::prompts(&mut fields),
         };
         let (prompts, conversations) = told(api, theirs, ours, copy, seeded)?;
         let n = fields.integer("n", 1..=16)?.unwrap_or(1) as usize;
         check_choices(prompts.len(), n, &shared.limits)?;
         let echo = api == Api::Completion && fields.boolean("echo")?.unwrap_or(false);
-        let sampling = sampling(api, &mut fields)?;
+        let sampling = sampling::sampling(api, &mut fields)?;
         if echo && sampling.logprobs.is_some() {
             return Err(ApiError::unsupported(
                 "echo",
                 "'echo' with 'logprobs' isn't supported: log-probabilities of the prompt are not computed.",
             ));
         }
-        let max_tokens = max_tokens(api, &mut fields)?;
-        let stop = stop(&mut fields)?;
+        let max_tokens = sampling::max_tokens(api, &mut fields)?;
+        let stop = sampling::stop(&mut fields)?;
         let ignore_eos = fields.boolean("ignore_eos")?.unwrap_or(false);
         let stream = fields.boolean("stream")?.unwrap_or(false);
         let include_usage = include_usage(&mut fields, stream)?;
@@ -192,43 +199,6 @@ pub(super) fn draw() -> u64 {
     RandomState::new().hash_one(0u8)
 }
 
-/// What would change the answer and can't be done is refused; what is unknown is ignored.
-fn refuse_unsupported(api: Api, fields: &mut Fields) -> Result<(), ApiError> {
-    match api {
-        Api::Chat => {
-            if let Some(format) = fields.object("response_format")? {
-                let map = format.into_map();
-                if map.get("type").and_then(Value::as_str) != Some("text") {
-                    return Err(ApiError::unsupported(
-                        "response_format",
-                        "Only response_format {\"type\": \"text\"} is supported by this server.",
-                    ));
-                }
-            }
-            if let Some(modalities) = fields.take("modalities")
-                && modalities != serde_json::json!(["text"])
-            {
-                return Err(ApiError::unsupported(
-                    "modalities",
-                    "Only the modality \"text\" is supported by this server.",
-                ));
-            }
-        }
-        Api::Completion => {
-            if fields.take("suffix").is_some() {
-                return Err(ApiError::unsupported("suffix", "'suffix' isn't supported by this server."));
-            }
-            if fields.integer("best_of", 1..=20)?.unwrap_or(1) > 1 {
-                return Err(ApiError::unsupported(
-                    "best_of",
-                    "'best_of' above 1 isn't supported by this server: use 'n'.",
-                ));
-            }
-        }
-    }
-    Ok(())
-}
-
 fn check_choices(prompts: usize, n: usize, limits: &Limits) -> Result<(), ApiError> {
     if prompts * n > limits.choices_max {
         return Err(ApiError::field(
@@ -243,221 +213,6 @@ fn check_choices(prompts: usize, n: usize, limits: &Limits) -> Result<(), ApiErr
     Ok(())
 }
 
-fn chat_prompt(fields: &mut Fields) -> Result<Prompt, ApiError> {
-    let messages = fields.array("messages")?.ok_or_else(|| missing("messages"))?;
-    if messages.is_empty() {
-        return Err(ApiError::field(
-            "messages",
-            "empty_array",
-            "Invalid 'messages': empty array. Expected an array with minimum length 1, but got an empty array instead.",
-        ));
-    }
-    let messages =
-        messages.into_iter().enumerate().map(|(i, m)| message(i, m)).collect::<Result<Vec<_>, _>>()?;
-    let mut tools = fields.array("tools")?.unwrap_or_default();
-    if let Some(other) = tools.iter().find(|t| !t.is_object()) {
-        return Err(wrong_type("tools", "an array of objects", other));
-    }
-    match fields.take("tool_choice") {
-        None => {}
-        Some(Value::String(choice)) if choice == "auto" => {}
-        Some(Value::String(choice)) if choice == "none" => tools.clear(),
-        Some(_) => {
-            return Err(ApiError::unsupported(
-                "tool_choice",
-                "Only tool_choice \"auto\" and \"none\" are supported by this server.",
-            ));
-        }
-    }
-    Ok(Prompt::Messages { messages, tools })
-}
-
-/// A message as templates expect it: text parts joined, no content as empty, `developer` as `system`.
-fn message(index: usize, value: Value) -> Result<Value, ApiError> {
-    let Value::Object(mut map) = value else {
-        return Err(wrong_type(format!("messages[{index}]"), "an object", &value));
-    };
-    let role = match map.get("role").and_then(Value::as_str) {
-        Some("developer") => "system".to_owned(),
-        Some(role @ ("system" | "user" | "assistant" | "tool" | "function")) => role.to_owned(),
-        _ => {
-            return Err(ApiError::field(
-                format!("messages[{index}].role"),
-                "invalid_value",
-                format!(
-                    "Invalid 'messages[{index}].role': expected one of 'system', 'developer', 'user', 'assistant', 'tool', 'function'."
-                ),
-            ));
-        }
-    };
-    let content = match map.remove("content") {
-        Some(Value::String(text)) => Value::String(text),
-        Some(Value::Array(parts)) => Value::String(joined_parts(index, parts)?),
-        None | Some(Value::Null) if role == "assistant" => Value::String(String::new()),
-        Some(other) => {
-            return Err(wrong_type(format!("messages[{index}].content"), "a string or an array", &other));
-        }
-        None => return Err(missing(format!("messages[{index}].content"))),
-    };
-    map.insert("role".into(), Value::String(role));
-    map.insert("content".into(), content);
-    Ok(Value::Object(map))
-}
-
-fn joined_parts(index: usize, parts: Vec<Value>) -> Result<String, ApiError> {
-    let mut texts = Vec::with_capacity(parts.len());
-    for part in &parts {
-        let text = match part.get("type").and_then(Value::as_str) {
-            Some("text") => part.get("text").and_then(Value::as_str),
-            Some("refusal") => part.get("refusal").and_then(Value::as_str),
-            _ => None,
-        };
-        texts.push(text.ok_or_else(|| {
-            ApiError::field(
-                format!("messages[{index}].content"),
-                "unsupported_content",
-                "Only parts of type 'text' are supported by this server.",
-            )
-        })?);
-    }
-    Ok(texts.join("\n"))
-}
-
-fn completion_prompts(fields: &mut Fields) -> Result<Vec<Prompt>, ApiError> {
-    let value = fields.take("prompt").ok_or_else(|| missing("prompt"))?;
-    let kind = "a string, an array of strings, an array of token ids, or an array of those";
-    let id = |v: &Value| v.as_u64().and_then(|n| u32::try_from(n).ok());
-    let one = |v: Value| match v {
-        Value::String(text) => Ok(Prompt::Text(text)),
-        Value::Array(ids) if !ids.is_empty() => match ids.iter().map(id).collect() {
-            Some(ids) => Ok(Prompt::Ids(ids)),
-            None => Err(wrong_type("prompt", kind, &Value::Array(ids))),
-        },
-        other => Err(wrong_type("prompt", kind, &other)),
-    };
-    match value {
-        Value::Array(items) if items.is_empty() => {
-            Err(ApiError::field("prompt", "empty_array", "Invalid 'prompt': empty array."))
-        }
-        Value::Array(items) if items.iter().any(Value::is_number) => Ok(vec![one(Value::Array(items))?]),
-        Value::Array(items) => items.into_iter().map(one).collect(),
-        single => Ok(vec![one(single)?]),
-    }
-}
-
-fn sampling(api: Api, fields: &mut Fields) -> Result<Sampling, ApiError> {
-    let top_p = fields.number("top_p", 0.0..=1.0)?.unwrap_or(1.0);
-    let repetition_penalty = fields.number("repetition_penalty", 0.0..=100.0)?.unwrap_or(1.0);
-    if repetition_penalty < f32::MIN_POSITIVE {
-        return Err(ApiError::field(
-            "repetition_penalty",
-            "decimal_below_min_value",
-            "Invalid 'repetition_penalty': it must be above 0; 1 is off.",
-        ));
-    }
-    Ok(Sampling {
-        temperature: fields.number("temperature", 0.0..=2.0)?.unwrap_or(1.0),
-        // -1 is how some write "all".
-        top_k: fields.integer("top_k", -1..=i64::from(u32::MAX))?.unwrap_or(0).max(0) as u32,
-        // 0 means the likeliest token alone.
-        top_p: top_p.max(f32::MIN_POSITIVE),
-        min_p: fields.number("min_p", 0.0..=1.0)?.unwrap_or(0.0),
-        repetition_penalty,
-        frequency_penalty: fields.number("frequency_penalty", -2.0..=2.0)?.unwrap_or(0.0),
-        presence_penalty: fields.number("presence_penalty", -2.0..=2.0)?.unwrap_or(0.0),
-        seed: seed(fields)?.unwrap_or_else(draw),
-        logit_bias: logit_bias(fields)?,
-        logprobs: logprobs(api, fields)?,
-    })
-}
-
-fn seed(fields: &mut Fields) -> Result<Option<u64>, ApiError> {
-    let Some(value) = fields.take("seed") else { return Ok(None) };
-    // A negative seed is as good as any other.
-    let seed = value.as_u64().or_else(|| value.as_i64().map(|n| n as u64));
-    seed.map(Some).ok_or_else(|| wrong_type("seed", "an integer", &value))
-}
-
-/// The seed of the `choice`th answer to one prompt; the first has the request's own.
-pub(super) fn choice_seed(seed: u64, choice: usize) -> u64 {
-    // SplitMix64's increment and finaliser, so that neighbours have nothing in common.
-    if choice == 0 {
-        return seed;
-    }
-    let mut z = seed.wrapping_add((choice as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15));
-    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    z ^ (z >> 31)
-}
-
-fn logit_bias(fields: &mut Fields) -> Result<Vec<(u32, f32)>, ApiError> {
-    let Some(map) = fields.object("logit_bias")? else { return Ok(Vec::new()) };
-    let map = map.into_map();
-    let bad = |what: String| {
-        ApiError::field("logit_bias", "invalid_value", format!("Invalid 'logit_bias': {what}."))
-    };
-    if map.len() > 1024 {
-        return Err(bad(format!("{} entries, at most 1024 are taken", map.len())));
-    }
-    map.into_iter()
-        .map(|(key, value)| {
-            let id = key.parse().map_err(|_| bad("keys must be token ids".into()))?;
-            let bias = value.as_f64().filter(|b| (-100.0..=100.0).contains(b));
-            bias.map(|b| (id, b as f32))
-                .ok_or_else(|| bad(format!("the bias of {id} must be a number in -100..=100")))
-        })
-        .collect()
-}
-
-fn logprobs(api: Api, fields: &mut Fields) -> Result<Option<u8>, ApiError> {
-    if api == Api::Completion {
-        return Ok(fields.integer("logprobs", 0..=20)?.map(|n| n as u8));
-    }
-    let wanted = fields.boolean("logprobs")?.unwrap_or(false);
-    let top = fields.integer("top_logprobs", 0..=20)?;
-    if top.is_some_and(|n| n > 0) && !wanted {
-        return Err(ApiError::field(
-            "top_logprobs",
-            "invalid_value",
-            "Invalid 'top_logprobs': it is only allowed when 'logprobs' is true.",
-        ));
-    }
-    Ok(wanted.then(|| top.unwrap_or(0) as u8))
-}
-
-fn max_tokens(api: Api, fields: &mut Fields) -> Result<Option<u32>, ApiError> {
-    let range = 1..=i64::from(u32::MAX);
-    let old = fields.integer("max_tokens", range.clone())?;
-    let new = if api == Api::Chat { fields.integer("max_completion_tokens", range)? } else { None };
-    let asked = new.or(old).map(|n| n as u32);
-    Ok(match api {
-        Api::Chat => asked,
-        Api::Completion => Some(asked.unwrap_or(COMPLETION_TOKENS)),
-    })
-}
-
-fn stop(fields: &mut Fields) -> Result<Vec<String>, ApiError> {
-    let strings = match fields.take("stop") {
-        None => return Ok(Vec::new()),
-        Some(Value::String(s)) => vec![s],
-        Some(Value::Array(items)) => items
-            .into_iter()
-            .map(|item| match item {
-                Value::String(s) => Ok(s),
-                other => Err(wrong_type("stop", "a string or an array of strings", &other)),
-            })
-            .collect::<Result<_, _>>()?,
-        Some(other) => return Err(wrong_type("stop", "a string or an array of strings", &other)),
-    };
-    let bad = |what: &str| ApiError::field("stop", "invalid_value", format!("Invalid 'stop': {what}."));
-    match &strings {
-        s if s.len() > 4 => Err(bad("at most 4 strings are taken")),
-        s if s.iter().any(String::is_empty) => Err(bad("a stop string can't be empty")),
-        s if s.iter().any(|s| s.len() > 1024) => Err(bad("a stop string can't be longer than 1024 bytes")),
-        _ => Ok(strings),
-    }
-}
-
 fn include_usage(fields: &mut Fields, stream: bool) -> Result<bool, ApiError> {
     let Some(mut options) = fields.object("stream_options")? else { return Ok(false) };
     if !stream {
@@ -468,81 +223,6 @@ fn include_usage(fields: &mut Fields, stream: bool) -> Result<bool, ApiError> {
         ));
     }
     Ok(options.boolean("include_usage")?.unwrap_or(false))
-}
-
-/// The `weir` object: who goes first, labels that policies look at, how long the first token may take, what all may cost, and
-/// a class of models that counts instead of the model that is named: many programs can only name one.
-#[derive(Default)]
-struct WeirOptions {
-    priority: Priority,
-    tags: Vec<(String, String)>,
-    ttft: Option<Duration>,
-    /// Billionths of a dollar.
-    max_cost: Option<u64>,
-    class: Option<Class>,
-    /// Names of models.
-    otherwise: Vec<String>,
-}
-
-/// Models that a request may name beside its own.
-const OTHERWISE_MAX: usize = 8;
-
-fn weir_options(fields: &mut Fields) -> Result<WeirOptions, ApiError> {
-    let Some(mut options) = fields.object("weir")? else { return Ok(WeirOptions::default()) };
-    let within = |error: ApiError| error.within("weir");
-    let priority = match options.string("priority").map_err(within)?.as_deref() {
-        None | Some("normal") => Priority::Normal,
-        Some("interactive") => Priority::Interactive,
-        Some("background") => Priority::Background,
-        Some(_) => {
-            return Err(ApiError::field(
-                "weir.priority",
-                "invalid_value",
-                "Invalid 'weir.priority': expected 'interactive', 'normal' or 'background'.",
-            ));
-        }
-    };
-    let tags = options.object("tags").map_err(within)?.map(Fields::into_map).unwrap_or_default();
-    let bad =
-        |what: &str| ApiError::field("weir.tags", "invalid_value", format!("Invalid 'weir.tags': {what}."));
-    if tags.len() > 32 {
-        return Err(bad("at most 32 are taken"));
-    }
-    let tags = tags
-        .into_iter()
-        .map(|(name, value)| match value {
-            Value::String(v) if name.len() <= 64 && v.len() <= 256 => Ok((name, v)),
-            _ => Err(bad("names up to 64 bytes, values strings up to 256 bytes")),
-        })
-        .collect::<Result<_, _>>()?;
-    let ttft = options.integer("ttft_ms", 1..=86_400_000).map_err(within)?;
-    let max_usd = options.number("max_usd", 0.0..=1e6).map_err(within)?;
-    let class = match options.string("model_size").map_err(within)? {
-        None => None,
-        Some(name) => Some(Class::named(&name).ok_or_else(|| {
-            let message = "Invalid 'weir.model_size': expected 'small', 'medium', 'large' or 'auto'.";
-            ApiError::field("weir.model_size", "invalid_value", message)
-        })?),
-    };
-    let mut otherwise = Vec::new();
-    for name in options.array("otherwise").map_err(within)?.unwrap_or_default() {
-        match name {
-            Value::String(name) if otherwise.len() < OTHERWISE_MAX => otherwise.push(name),
-            _ => {
-                let message =
-                    format!("Invalid 'weir.otherwise': expected at most {OTHERWISE_MAX} names of models.");
-                return Err(ApiError::field("weir.otherwise", "invalid_value", message));
-            }
-        }
-    }
-    Ok(WeirOptions {
-        priority,
-        tags,
-        ttft: ttft.map(|ms| Duration::from_millis(ms as u64)),
-        max_cost: max_usd.map(|usd| (f64::from(usd) * 1e9).round() as u64),
-        class,
-        otherwise,
-    })
 }
 
 fn missing(param: impl Into<String>) -> ApiError {
