@@ -1,8 +1,9 @@
 //! The HTTP gateway: the OpenAI API over whatever the driver's pool can serve.
 //!
 //! Follow a request down: [`Gateway::run`] accepts, `connection` guards the socket, `routes` checks who asks and finds the
-//! endpoint, `request` turns JSON into checked values, `prompt` turns messages into token ids, the driver generates, and
-//! `answer` (whole) or `stream` (server-sent events) writes what comes back.
+//! endpoint, `request` turns JSON into checked values, `prompt` turns messages into token ids, the driver generates,
+//! `running` makes the parts of an answer of what comes back (`parts`: text, reasoning, tool calls), and `answer` (whole) or
+//! `stream` (server-sent events) writes them.
 mod admin;
 mod answer;
 mod body;
@@ -12,6 +13,7 @@ mod error;
 mod fields;
 mod files;
 mod models;
+mod parts;
 mod prompt;
 mod request;
 mod routes;

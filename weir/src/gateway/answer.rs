@@ -3,12 +3,13 @@ use super::Shared;
 use super::body::Body;
 use super::error::ApiError;
 use super::models;
+use super::parts::{Gathered, Next};
 use super::prompt::{self, Encoded};
 use super::request::{Api, Request, choice_seed};
 use super::running::{Running, Total};
 use super::stats::Counted;
 use super::stream::{Ends, EventStream, backstop};
-use super::write::{Gathered, Label, Writer};
+use super::write::{Label, Writer};
 use crate::driver::{Ask, Generation, ServedModel, Source};
 use bytes::BytesMut;
 use hyper::Response;
@@ -18,7 +19,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Instant, sleep_until};
-use weir_scheduler::{Event, KeyId, RequestId, Sampling, TraceContext};
+use weir_scheduler::{KeyId, RequestId, Sampling, TraceContext};
 
 /// A streamed answer begins with its first event, so that a failure before it has its own status; but no later than
 /// this, since clients wait for the head.
@@ -171,17 +172,17 @@ async fn streamed(
         }
     }
     let first = tokio::select! {
-        event = poll_fn(|cx| running.poll_event(cx)) => event,
+        next = poll_fn(|cx| running.poll_next(cx)) => next,
         () = tokio::time::sleep(FIRST_EVENT_WAIT) => None,
         () = &mut ends.cut => return Err(ApiError::shutting_down()),
     };
-    if let Some((_, Event::Failed(failure))) = first {
+    if let Some((_, Next::Failed(failure))) = first {
         return Err(failure.into());
     }
     let total = Total::new(echoes.len(), request.n);
     let mut stream = EventStream::new(running, writer, total, request.include_usage, opening, ends);
-    if let Some((choice, event)) = first {
-        stream.write(choice, event);
+    if let Some((choice, next)) = first {
+        stream.write(choice, next);
     }
     let mut response = Response::new(Body::Events(Box::new(stream)));
     let headers = response.headers_mut();
@@ -208,25 +209,14 @@ async fn whole(
             writer.skip(choice, prompt);
         }
     }
-    while let Some((choice, event)) = poll_fn(|cx| running.poll_event(cx)).await {
-        let gathered = &mut choices[choice];
-        match event {
-            Event::Token(token) => {
-                if let Some(extra) = running.extra(choice, token.position) {
-                    gathered.add(extra);
-                }
-                gathered.text.push_str(&token.text);
-                if let (Some(all), Some(one)) = (&mut gathered.logprobs, token.logprob) {
-                    all.push(one);
-                }
-            }
-            Event::Finished { reason, text, usage } => {
-                gathered.text.push_str(&text);
-                gathered.finish = Some(reason);
-                gathered.word = running.word(choice);
+    while let Some((choice, next)) = poll_fn(|cx| running.poll_next(cx)).await {
+        match next {
+            Next::Said(said) => choices[choice].add(said),
+            Next::Finished { ending, usage } => {
+                choices[choice].ending = Some(ending);
                 total.add(choice, &usage);
             }
-            Event::Failed(failure) => return Err(failure.into()),
+            Next::Failed(failure) => return Err(failure.into()),
         }
     }
     let body = writer.whole(&choices, &total, &running).freeze();

@@ -1,16 +1,21 @@
-//! The generations of one request, read as one.
+//! The generations of one request, read as one, in the parts that answers are made of.
+use super::parts::{Ending, Next, Part, Said};
 use super::stats::Counted;
-use crate::driver::{Cost, Extra, Generation};
+use crate::driver::{Cost, Generation};
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use tokio::time::{Instant, Sleep, sleep_until};
-use weir_scheduler::{Event, Failure, FailureKind, Usage};
+use weir_scheduler::{Event, Failure, FailureKind, Token, Usage};
 
 /// Generations under way, by choice. Dropping it cancels what still runs.
 pub(super) struct Running {
     choices: Vec<Option<Generation>>,
+    /// Whether a choice has called tools.
+    calls: Vec<bool>,
+    /// What is to be told before anything else: a last part came with the end.
+    end: Option<(usize, Next)>,
     open: usize,
     /// Whose turn it is: no choice starves the others.
     next: usize,
@@ -18,8 +23,6 @@ pub(super) struct Running {
     nodes: Vec<Arc<str>>,
     /// Of what has ended.
     cost: Cost,
-    /// Upstreams' own words for why choices ended.
-    words: Vec<Option<String>>,
     /// When the first event must have come; none once it has.
     first_by: Option<Pin<Box<Sleep>>>,
     counted: Counted,
@@ -34,18 +37,85 @@ impl Running {
             first_request: choices.first().map_or(0, |g| g.id.0),
             nodes: Vec::new(),
             cost: Cost::default(),
-            words: vec![None; choices.len()],
+            calls: vec![false; choices.len()],
+            end: None,
             first_by: first_by.map(|at| Box::pin(sleep_until(at))),
             choices: choices.into_iter().map(Some).collect(),
             counted,
         }
     }
 
-    /// The next event and its choice; none when every choice has ended.
-    pub(super) fn poll_event(&mut self, cx: &mut Context<'_>) -> Poll<Option<(usize, Event)>> {
-        if self.open == 0 {
-            return Poll::Ready(None);
+    /// What comes next and its choice; none when every choice has ended.
+    pub(super) fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<(usize, Next)>> {
+        if let Some(end) = self.end.take() {
+            return Poll::Ready(Some(end));
         }
+        while self.open > 0 {
+            let (choice, event) = match self.poll_event(cx) {
+                Poll::Ready(event) => event,
+                Poll::Pending => return Poll::Pending,
+            };
+            if let Some(next) = self.told(choice, event) {
+                return Poll::Ready(Some((choice, next)));
+            }
+        }
+        Poll::Ready(None)
+    }
+
+    /// What an event says; none for one that says nothing.
+    fn told(&mut self, choice: usize, event: Event) -> Option<Next> {
+        match event {
+            Event::Token(token) => {
+                self.counted.token();
+                let said = self.said(choice, token);
+                self.calls[choice] |= said.calls();
+                (!said.is_empty()).then_some(Next::Said(said))
+            }
+            Event::Finished { reason, text, usage } => {
+                let word = self.close(choice);
+                if self.open == 0 {
+                    self.counted.done();
+                }
+                let said = Said { parts: text_parts(text), ..Said::default() };
+                let end = Next::Finished { ending: Ending::of(reason, word, self.calls[choice]), usage };
+                if said.is_empty() {
+                    return Some(end);
+                }
+                self.end = Some((choice, end));
+                Some(Next::Said(said))
+            }
+            Event::Failed(failure) => {
+                self.close(choice);
+                Some(Next::Failed(failure))
+            }
+        }
+    }
+
+    fn said(&self, choice: usize, token: Token) -> Said {
+        let extra = self.choices[choice].as_ref().and_then(|generation| generation.extra(token.position));
+        match extra {
+            Some(extra) => Said::of_upstream(token.text, extra),
+            None => Said { parts: text_parts(token.text), logprob: token.logprob, ..Said::default() },
+        }
+    }
+
+    /// A choice has ended: an upstream's own word for why.
+    fn close(&mut self, choice: usize) -> Option<String> {
+        let generation = self.choices[choice].take()?;
+        for node in generation.nodes() {
+            if !self.nodes.contains(&node) {
+                self.nodes.push(node);
+            }
+        }
+        let cost = generation.cost();
+        self.cost.nano_usd = self.cost.nano_usd.saturating_add(cost.nano_usd);
+        self.cost.estimated |= cost.estimated;
+        self.open -= 1;
+        generation.finish()
+    }
+
+    /// The next event and its choice; one is open.
+    fn poll_event(&mut self, cx: &mut Context<'_>) -> Poll<(usize, Event)> {
         for turn in 0..self.choices.len() {
             let choice = (self.next + turn) % self.choices.len();
             let Some(generation) = &mut self.choices[choice] else { continue };
@@ -56,32 +126,14 @@ impl Running {
                     message: "the generation ended without an answer".into(),
                 })
             });
-            if !matches!(event, Event::Token(_)) {
-                for node in generation.nodes() {
-                    if !self.nodes.contains(&node) {
-                        self.nodes.push(node);
-                    }
-                }
-                let cost = generation.cost();
-                self.cost.nano_usd = self.cost.nano_usd.saturating_add(cost.nano_usd);
-                self.cost.estimated |= cost.estimated;
-                self.words[choice] = generation.finish();
-                self.choices[choice] = None;
-                self.open -= 1;
-            }
-            match event {
-                Event::Token(_) => self.counted.token(),
-                Event::Finished { .. } if self.open == 0 => self.counted.done(),
-                _ => {}
-            }
             self.next = choice + 1;
             self.first_by = None;
-            return Poll::Ready(Some((choice, event)));
+            return Poll::Ready((choice, event));
         }
         if self.first_by.as_mut().is_some_and(|late| late.as_mut().poll(cx).is_ready()) {
             self.abandon();
             let message = "no token came within the time that weir.ttft_ms allows".into();
-            return Poll::Ready(Some((0, Event::Failed(Failure { kind: FailureKind::Deadline, message }))));
+            return Poll::Ready((0, Event::Failed(Failure { kind: FailureKind::Deadline, message })));
         }
         Poll::Pending
     }
@@ -91,9 +143,9 @@ impl Running {
         self.choices.len()
     }
 
-    /// Whether every choice has ended.
+    /// Whether every choice has ended, and been told.
     pub(super) fn ended(&self) -> bool {
-        self.open == 0
+        self.open == 0 && self.end.is_none()
     }
 
     /// The number of the request that made the first choice.
@@ -106,16 +158,6 @@ impl Running {
         &self.nodes
     }
 
-    /// What came with the text of a choice at a position.
-    pub(super) fn extra(&self, choice: usize, position: u32) -> Option<Extra> {
-        self.choices[choice].as_ref()?.extra(position)
-    }
-
-    /// An upstream's own word for why a choice ended.
-    pub(super) fn word(&self, choice: usize) -> Option<String> {
-        self.words[choice].clone()
-    }
-
     /// What that which has ended cost.
     pub(super) fn cost(&self) -> Cost {
         self.cost
@@ -124,8 +166,13 @@ impl Running {
     /// Cancels what still runs.
     pub(super) fn abandon(&mut self) {
         self.choices.iter_mut().for_each(|c| *c = None);
+        self.end = None;
         self.open = 0;
     }
+}
+
+fn text_parts(text: String) -> Vec<Part> {
+    if text.is_empty() { Vec::new() } else { vec![Part::Text(text)] }
 }
 
 /// Usage of a request: each prompt counts once, however many answers it has.

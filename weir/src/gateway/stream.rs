@@ -1,8 +1,9 @@
 //! A streamed answer: server-sent events, written when the connection asks for them.
 use super::Limits;
 use super::error::ApiError;
+use super::parts::Next;
 use super::running::{Running, Total};
-use super::write::{self, Writer, reason_name};
+use super::write::{self, Writer};
 use bytes::{BufMut, Bytes, BytesMut};
 use std::future::Future;
 use std::pin::Pin;
@@ -10,7 +11,6 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Instant, Interval, MissedTickBehavior, Sleep};
-use weir_scheduler::Event;
 
 /// Silence after which a comment is sent, so that proxies keep the connection and a dead client is noticed.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
@@ -71,41 +71,25 @@ impl EventStream {
         }
     }
 
-    /// Writes what `event` says of `choice`.
-    pub(super) fn write(&mut self, choice: usize, event: Event) {
-        match event {
-            Event::Token(token) => {
-                let extra = self.running.extra(choice, token.position);
-                if let Some(extra) = extra {
-                    self.writer.more(&mut self.buffer, choice, &token.text, &extra);
-                } else if !token.text.is_empty() || token.logprob.is_some() {
-                    self.writer.text(&mut self.buffer, choice, &token.text, token.logprob.as_ref());
-                }
-            }
-            Event::Finished { reason, text, usage } => {
+    /// Writes what comes next of `choice`.
+    pub(super) fn write(&mut self, choice: usize, next: Next) {
+        match next {
+            Next::Said(said) => self.writer.said(&mut self.buffer, choice, said),
+            Next::Finished { ending, usage } => {
                 self.total.add(choice, &usage);
-                if !text.is_empty() {
-                    self.writer.text(&mut self.buffer, choice, &text, None);
-                }
                 let last = self.running.ended() && !self.include_usage;
-                let word = self.running.word(choice);
                 let ran = last.then_some(&self.running);
-                self.writer.finish(
-                    &mut self.buffer,
-                    choice,
-                    word.as_deref().unwrap_or(reason_name(reason)),
-                    ran,
-                );
+                self.writer.finish(&mut self.buffer, choice, ending.name(), ran);
             }
-            Event::Failed(failure) => self.fail(&failure.into()),
+            Next::Failed(failure) => self.fail(&failure.into()),
         }
     }
 
     /// The next bytes of the body: everything that is ready, at once.
     pub(super) fn poll_bytes(&mut self, cx: &mut Context<'_>) -> Poll<Option<Bytes>> {
         while !self.closed && self.buffer.len() < WRITE_BYTES {
-            match self.running.poll_event(cx) {
-                Poll::Ready(Some((choice, event))) => self.write(choice, event),
+            match self.running.poll_next(cx) {
+                Poll::Ready(Some((choice, next))) => self.write(choice, next),
                 Poll::Ready(None) => self.end(),
                 Poll::Pending => {
                     if self.buffer.is_empty() {

@@ -1,12 +1,11 @@
 //! Writing answers: JSON straight into the buffer that goes to the socket, no trees of values in between.
+use super::parts::{Ending, Gathered, Part, Said};
 use super::request::Api;
 use super::running::{Running, Total};
-use crate::driver::Extra;
 use bytes::{BufMut, BytesMut};
 use serde::Serialize;
-use serde_json::{Map, Value};
-use weir_scheduler::{Candidate, Finish, Logprob};
-use weir_upstream::Piece;
+use serde_json::{Map, Value, json};
+use weir_scheduler::{Candidate, Logprob};
 
 /// Writes the chunks of one streamed answer, or all of a whole one.
 pub(super) struct Writer {
@@ -17,54 +16,6 @@ pub(super) struct Writer {
     tail: &'static str,
     /// Characters written so far, by choice: the legacy form of log-probabilities counts them.
     offsets: Vec<usize>,
-}
-
-/// All of one choice.
-#[derive(Default)]
-pub(super) struct Gathered {
-    pub(super) text: String,
-    pub(super) logprobs: Option<Vec<Logprob>>,
-    pub(super) finish: Option<Finish>,
-    /// An upstream's own word for it.
-    pub(super) word: Option<String>,
-    /// What an upstream said beside text.
-    rest: Map<String, Value>,
-    their_logprobs: Option<Value>,
-}
-
-impl Gathered {
-    /// Something came beside text.
-    pub(super) fn add(&mut self, extra: Extra) {
-        let piece = Piece { text: String::new(), rest: extra.rest, logprobs: extra.logprobs };
-        let (rest, logprobs) = (std::mem::take(&mut self.rest), self.their_logprobs.take());
-        let mut all = Piece { text: String::new(), rest, logprobs };
-        all.merge(piece);
-        (self.rest, self.their_logprobs) = (all.rest, all.logprobs);
-    }
-
-    /// Fields of a message behind its content.
-    fn write_rest(&self, out: &mut BytesMut) {
-        if !self.rest.contains_key("refusal") {
-            put(out, r#","refusal":null"#);
-        }
-        for (name, value) in &self.rest {
-            put(out, ",");
-            json(out, name);
-            put(out, ":");
-            match value {
-                // Their numbers are for whoever puts deltas together.
-                Value::Array(calls) if name == "tool_calls" => {
-                    let mut calls = calls.clone();
-                    calls
-                        .iter_mut()
-                        .filter_map(Value::as_object_mut)
-                        .for_each(|call| _ = call.remove("index"));
-                    json(out, &calls);
-                }
-                value => json(out, value),
-            }
-        }
-    }
 }
 
 /// What every part of one answer says of it.
@@ -118,22 +69,35 @@ impl Writer {
         put(out, self.tail);
     }
 
-    /// A chunk of what an upstream said, which may be more than text.
-    pub(super) fn more(&mut self, out: &mut BytesMut, choice: usize, text: &str, extra: &Extra) {
+    /// A chunk of whatever was said at once.
+    pub(super) fn said(&mut self, out: &mut BytesMut, choice: usize, said: Said) {
+        let plain = match said.parts.as_slice() {
+            [] => Some(""),
+            [Part::Text(text)] => Some(text.as_str()),
+            _ => None,
+        };
+        match plain.filter(|_| said.rest.is_empty() && said.their_logprobs.is_none()) {
+            Some(text) => self.text(out, choice, text, said.logprob.as_ref()),
+            None => self.more(out, choice, said),
+        }
+    }
+
+    /// A chunk of more than text.
+    fn more(&mut self, out: &mut BytesMut, choice: usize, said: Said) {
         self.open(out, choice);
         if self.api == Api::Chat {
-            let mut delta = extra.rest.clone();
-            if !text.is_empty() {
-                delta.insert("content".into(), text.into());
-            }
             put(out, r#","delta":"#);
-            json(out, &delta);
+            json(out, &delta(said.parts, said.rest));
         } else {
+            let text = |part: &Part| if let Part::Text(text) = part { text.clone() } else { String::new() };
             put(out, r#","text":"#);
-            json(out, text);
+            json(out, &said.parts.iter().map(text).collect::<String>());
         }
         put(out, r#","logprobs":"#);
-        json(out, &extra.logprobs);
+        match &said.their_logprobs {
+            Some(theirs) => json(out, theirs),
+            None => self.logprobs(out, choice, said.logprob.as_ref().map(std::slice::from_ref)),
+        }
         put(out, r#","finish_reason":null}"#);
         put(out, self.tail);
     }
@@ -177,10 +141,9 @@ impl Writer {
             put(&mut out, if choice == 0 { "{\"index\":" } else { ",{\"index\":" });
             json(&mut out, &choice);
             if self.api == Api::Chat {
-                put(&mut out, r#","message":{"role":"assistant","content":"#);
-                json(&mut out, &gathered.text);
-                gathered.write_rest(&mut out);
-                put(&mut out, r#"},"logprobs":"#);
+                put(&mut out, r#","message":"#);
+                write_message(&mut out, gathered);
+                put(&mut out, r#","logprobs":"#);
             } else {
                 put(&mut out, r#","text":"#);
                 json(&mut out, &gathered.text);
@@ -191,7 +154,7 @@ impl Writer {
                 None => self.logprobs(&mut out, choice, gathered.logprobs.as_deref()),
             }
             put(&mut out, r#","finish_reason":"#);
-            json(&mut out, &gathered.word.as_deref().or(gathered.finish.map(reason_name)));
+            json(&mut out, &gathered.ending.as_ref().map(Ending::name));
             put(&mut out, "}");
         }
         put(&mut out, self.tail);
@@ -214,6 +177,78 @@ impl Writer {
             (Some(all), Api::Completion) => write_legacy_logprobs(out, all, &mut self.offsets[choice]),
         }
     }
+}
+
+/// A chat's delta; fields that come several times go on.
+fn delta(parts: Vec<Part>, mut delta: Map<String, Value>) -> Map<String, Value> {
+    let mut calls: Vec<Value> = Vec::new();
+    for part in parts {
+        let (name, text) = match part {
+            Part::Text(text) => ("content", text),
+            Part::Reasoning(text) => ("reasoning_content", text),
+            Part::Refusal(text) => ("refusal", text),
+            Part::CallBegin { index, id, name, more } => {
+                calls.push(call(Some(index), &id, &name, "", &more));
+                continue;
+            }
+            Part::CallArguments { index, json: more } => {
+                match calls.iter_mut().rfind(|call| call["index"] == index) {
+                    Some(call) => append(&mut call["function"]["arguments"], &more),
+                    None => calls.push(json!({ "index": index, "function": { "arguments": more } })),
+                }
+                continue;
+            }
+        };
+        append(delta.entry(name).or_insert(Value::Null), &text);
+    }
+    if !calls.is_empty() {
+        delta.insert("tool_calls".into(), Value::Array(calls));
+    }
+    delta
+}
+
+fn append(field: &mut Value, text: &str) {
+    match field {
+        Value::String(before) => before.push_str(text),
+        other => *other = text.into(),
+    }
+}
+
+fn call(index: Option<u32>, id: &str, name: &str, arguments: &str, more: &Map<String, Value>) -> Value {
+    let mut call = Map::new();
+    if let Some(index) = index {
+        call.insert("index".into(), index.into());
+    }
+    call.insert("id".into(), id.into());
+    call.insert("type".into(), "function".into());
+    call.insert("function".into(), json!({ "name": name, "arguments": arguments }));
+    call.extend(more.clone());
+    Value::Object(call)
+}
+
+/// The message of a whole chat.
+fn write_message(out: &mut BytesMut, gathered: &Gathered) {
+    put(out, r#"{"role":"assistant","content":"#);
+    let silent = gathered.text.is_empty() && (!gathered.calls.is_empty() || gathered.refusal.is_some());
+    json(out, &(!silent).then_some(&gathered.text));
+    put(out, r#","refusal":"#);
+    json(out, &gathered.refusal);
+    if !gathered.reasoning.is_empty() {
+        put(out, r#","reasoning_content":"#);
+        json(out, &gathered.reasoning);
+    }
+    if !gathered.calls.is_empty() {
+        put(out, r#","tool_calls":"#);
+        let calls = gathered.calls.iter().map(|c| call(None, &c.id, &c.name, &c.arguments, &c.more));
+        json(out, &calls.collect::<Vec<Value>>());
+    }
+    for (name, value) in &gathered.rest {
+        put(out, ",");
+        json(out, name);
+        put(out, ":");
+        json(out, value);
+    }
+    put(out, "}");
 }
 
 /// The end of every stream that ended well.
@@ -327,14 +362,6 @@ fn write_legacy_logprobs(out: &mut BytesMut, logprobs: &[Logprob], offset: &mut 
 /// JSON has no infinities; OpenAI writes -9999 for "never".
 fn finite(logprob: f32) -> f32 {
     if logprob.is_finite() { logprob } else { -9999.0 }
-}
-
-/// As the API says it.
-pub(super) fn reason_name(reason: Finish) -> &'static str {
-    match reason {
-        Finish::Stop => "stop",
-        Finish::Length => "length",
-    }
 }
 
 fn put(out: &mut BytesMut, text: &str) {
