@@ -23,6 +23,7 @@ pub use driven::EngineHandle;
 pub use handle::EngineHandle;
 pub use vocabulary::Vocabulary;
 
+use crate::grammar::{self, GrammarError, Grammars, Masks};
 use crate::program::{DeviceError, KvLayout, Program, SegmentOutput, StepOutput};
 use blocks::BlockPool;
 use draft::Pace;
@@ -90,6 +91,9 @@ impl EngineConfig {
         let size = vocabulary.size();
         if let Some(id) = ask.prompt.iter().chain(&ask.output).find(|id| **id >= size) {
             return invalid(format!("token {id} is not in the model's vocabulary of {size}"));
+        }
+        if ask.grammar.is_some() && !grammar::KNOWN {
+            return Err(GrammarError::Absent.into());
         }
         let (prompt, output, context) = (ask.prompt.len(), ask.output.len(), self.context as usize);
         if prompt >= context || prompt + output > context {
@@ -185,6 +189,8 @@ pub struct Engine {
     /// The step that was taken in the call before, until the time is known.
     took: Option<Taken>,
     failed: Option<String>,
+    /// Made when it is asked for.
+    grammars: Option<Box<Grammars>>,
     /// Kept to save its allocation.
     ranked: Vec<(Rank, usize)>,
 }
@@ -240,6 +246,7 @@ impl Engine {
             last_done: Time::ZERO,
             took: None,
             failed: None,
+            grammars: None,
             ranked: Vec::new(),
         }
     }
@@ -255,8 +262,31 @@ impl Engine {
     }
 
     /// Takes a request, or refuses it at once. Events go to `sink`; while it is full the sequence rests, and when its
-    /// receiver is dropped the request is cancelled.
+    /// receiver is dropped the request is cancelled. A grammar is compiled here and now; [`EngineHandle`] does that
+    /// elsewhere.
     pub fn generate(&mut self, now: Time, ask: Generate, sink: Sender<Event>) -> Result<(), Failure> {
+        self.config.check(&ask, &self.vocabulary)?;
+        let masks = match &ask.grammar {
+            Some(grammar) => {
+                if self.grammars.is_none() {
+                    self.grammars = Some(Box::new(Grammars::new(&self.vocabulary)?));
+                }
+                let begun = self.grammars.as_mut().map(|all| all.begin(grammar, &ask.output));
+                begun.transpose()?.map(Box::new)
+            }
+            None => None,
+        };
+        self.follow(now, ask, masks, sink)
+    }
+
+    /// The same, with masks that have seen the output so far, if it has a grammar.
+    fn follow(
+        &mut self,
+        now: Time,
+        ask: Generate,
+        masks: Option<Box<Masks>>,
+        sink: Sender<Event>,
+    ) -> Result<(), Failure> {
         if let Some(why) = &self.failed {
             return Err(Failure { kind: FailureKind::Internal, message: why.clone() });
         }
@@ -268,7 +298,8 @@ impl Engine {
         self.ages += 1;
         let deadline = ask.deadline.map(|left| now + left);
         let context = self.config.context;
-        let sequence = Box::new(Sequence::new(ask, sink, &self.vocabulary, context, self.ages, deadline));
+        let sequence =
+            Box::new(Sequence::new(ask, masks, sink, &self.vocabulary, context, self.ages, deadline));
         if self.idle() {
             self.last_progress = now;
         }
@@ -428,11 +459,18 @@ impl Engine {
                 sequence.outbox.flush();
             }
             // The last token goes out with the end, so that its reader is woken once.
-            if let (Some(reason), Some(sequence)) = (finished, finished.and_then(|_| slot.take())) {
-                self.close(sequence, Ok(reason));
+            if let Some(end) = finished {
+                self.end_slot(flight.slot, end.map_err(Failure::from));
             }
         }
         Ok(())
+    }
+
+    /// Ends the sequence in a slot.
+    fn end_slot(&mut self, slot: usize, end: Result<Finish, Failure>) {
+        if let Some(sequence) = self.running[slot].take() {
+            self.close(sequence, end);
+        }
     }
 
     /// Ends the requests for which `which` holds.
@@ -463,6 +501,17 @@ impl Engine {
             Flushed::Full => self.draining.push(sequence.outbox),
             Flushed::Empty | Flushed::Closed => self.ended += 1,
         }
+    }
+}
+
+impl From<GrammarError> for Failure {
+    fn from(error: GrammarError) -> Failure {
+        // It goes no better elsewhere; only tokens that stray are somebody's fault here.
+        let kind = match error {
+            GrammarError::Strayed => FailureKind::Internal,
+            GrammarError::Bad(_) | GrammarError::Mask(_) | GrammarError::Absent => FailureKind::Invalid,
+        };
+        Failure { kind, message: error.to_string() }
     }
 }
 

@@ -8,6 +8,7 @@ pub mod cpu;
 pub mod cuda;
 pub mod engine;
 pub mod gguf;
+pub mod grammar;
 pub mod load;
 pub mod models;
 pub mod null;

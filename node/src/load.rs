@@ -101,6 +101,7 @@ pub(crate) fn held(engine: &EngineHandle, name: String, text: TextId, numerics: 
         bytes: 0,
         pinned: false,
         resumes: true,
+        grammars: weir_backends::grammar::KNOWN,
         prefixes: Vec::new(),
     }
 }

@@ -159,6 +159,7 @@ fn held() -> Held {
         bytes: 6_000_000_000,
         pinned: true,
         resumes: true,
+        grammars: true,
         prefixes: Vec::new(),
     }
 }

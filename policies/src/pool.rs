@@ -354,6 +354,7 @@ impl NodeFile {
             bytes: model.bytes,
             pinned: true,
             resumes: true,
+            grammars: true,
             prefixes: Vec::new(),
         }
     }

@@ -36,6 +36,7 @@ fn held() -> Held {
         bytes: 8,
         pinned: true,
         resumes: true,
+        grammars: true,
         prefixes: Vec::new(),
     }
 }

@@ -29,8 +29,8 @@ pub use node::{
 };
 pub use policy::{Ask, Clock, Decision, Denial, Fastest, Offer, OnLoss, PRIVATE, Policy, PoolView};
 pub use request::{
-    Candidate, Event, Failure, FailureKind, Finish, Generate, KeyId, Logprob, ModelId, NodeId, Priority,
-    RequestId, Sampling, Token, TraceContext, Usage,
+    Candidate, Event, Failure, FailureKind, Finish, GRAMMAR_BYTES_MAX, Generate, KeyId, Logprob, ModelId,
+    NodeId, Priority, RequestId, Sampling, Token, TraceContext, Usage,
 };
 pub use schedule::Scheduler;
 pub use time::Time;

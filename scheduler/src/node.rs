@@ -150,6 +150,8 @@ pub struct Held {
     pub pinned: bool,
     /// It can go on after the beginning of an answer; some providers can't.
     pub resumes: bool,
+    /// It takes requests whose output must follow a grammar, or is asked for the same in its own words.
+    pub grammars: bool,
     /// Blocks in its KV cache when the node said this, those used last; no more than [`PREFIXES_MAX`].
     pub prefixes: Vec<BlockKey>,
 }

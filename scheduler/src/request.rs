@@ -1,5 +1,6 @@
 //! The vocabulary of a request: what a node is asked and what it answers.
 use std::fmt;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// A node of the pool, numbered by the scheduler.
@@ -106,6 +107,9 @@ pub struct TraceContext {
     pub flags: u8,
 }
 
+/// Bytes of a grammar, at most.
+pub const GRAMMAR_BYTES_MAX: usize = 1 << 20;
+
 /// What a node is asked: to continue `prompt ++ output`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Generate {
@@ -131,6 +135,9 @@ pub struct Generate {
     pub stop: Vec<String>,
     /// Go on past the model's end-of-generation tokens (benches).
     pub ignore_eos: bool,
+    /// What the output must look like: a grammar in llguidance's dialect of Lark. Tokens are drawn among those that it
+    /// allows, and the output ends where nothing more may come. Only for models that are [`crate::Held::grammars`].
+    pub grammar: Option<Arc<str>>,
     /// Who goes first.
     pub priority: Priority,
     /// Time left when it was sent; past it the node gives up.
@@ -169,6 +176,7 @@ impl Generate {
             max_tokens,
             stop: Vec::new(),
             ignore_eos: false,
+            grammar: None,
             priority: Priority::Normal,
             deadline: None,
             ttft: None,

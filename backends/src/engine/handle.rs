@@ -1,9 +1,10 @@
 //! An engine on a thread of its own.
 use super::{Engine, EngineConfig, EngineStatus, Progress, QUEUE_MAX, Vocabulary, busy};
+use crate::grammar::{Grammars, Masks};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, TryRecvError, channel};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, oneshot};
@@ -27,6 +28,8 @@ struct Owner {
     shared: Arc<Shared>,
     config: EngineConfig,
     vocabulary: Vocabulary,
+    /// What comes with a grammar goes by way of the thread that compiles them.
+    compiler: OnceLock<Sender<Command>>,
     thread: Mutex<Option<JoinHandle<()>>>,
 }
 
@@ -43,7 +46,7 @@ struct Shared {
 }
 
 enum Command {
-    Generate(Box<(Generate, mpsc::Sender<Event>)>),
+    Generate(Box<(Generate, Option<Box<Masks>>, mpsc::Sender<Event>)>),
     Cancel(RequestId, u32),
     Names(usize, oneshot::Sender<Vec<BlockKey>>),
     Shutdown,
@@ -68,7 +71,16 @@ impl EngineHandle {
             shared.status.lock().unwrap_or_else(PoisonError::into_inner).0.failed = Some(why);
         }
         let thread = Mutex::new(thread.ok());
-        EngineHandle { owner: Arc::new(Owner { commands, shared, config, vocabulary, thread }) }
+        EngineHandle {
+            owner: Arc::new(Owner {
+                commands,
+                shared,
+                config,
+                vocabulary,
+                compiler: OnceLock::new(),
+                thread,
+            }),
+        }
     }
 
     /// Asks for a generation. Its events go through `events`: while that is full the sequence rests, and when its
@@ -87,7 +99,8 @@ impl EngineHandle {
         let tokens = ask.prompt.len();
         shared.arriving.fetch_add(1, Ordering::Relaxed);
         shared.arriving_tokens.fetch_add(tokens, Ordering::Relaxed);
-        self.owner.commands.send(Command::Generate(Box::new((ask, events)))).map_err(|_| {
+        let way = if ask.grammar.is_some() { self.owner.compiler() } else { &self.owner.commands };
+        way.send(Command::Generate(Box::new((ask, None, events)))).map_err(|_| {
             shared.live.fetch_sub(1, Ordering::Relaxed);
             shared.arrived(tokens);
             Failure { kind: FailureKind::Internal, message: "the engine was shut down".into() }
@@ -96,6 +109,10 @@ impl EngineHandle {
 
     /// Ends a request with [`FailureKind::Cancelled`]; nothing happens if it has ended already.
     pub fn cancel(&self, request: RequestId, attempt: u32) {
+        // It may be on its way there still.
+        if let Some(compiler) = self.owner.compiler.get() {
+            _ = compiler.send(Command::Cancel(request, attempt));
+        }
         // An engine that has ended has no requests either.
         _ = self.owner.commands.send(Command::Cancel(request, attempt));
     }
@@ -132,6 +149,25 @@ impl EngineHandle {
 }
 
 impl Owner {
+    /// Starts it where it is needed first. It ends with the last handle.
+    fn compiler(&self) -> &Sender<Command> {
+        self.compiler.get_or_init(|| {
+            let (sender, inbox) = channel();
+            let compiler = Compiler {
+                inbox,
+                commands: self.commands.clone(),
+                shared: self.shared.clone(),
+                vocabulary: self.vocabulary.clone(),
+            };
+            let thread = std::thread::Builder::new().name("weir-grammars".into());
+            if let Err(error) = thread.spawn(move || compiler.run()) {
+                // Whoever sends to it hears that nobody is there.
+                tracing::error!("the thread that compiles grammars could not be started: {error}");
+            }
+            sender
+        })
+    }
+
     fn shutdown(&self) {
         _ = self.commands.send(Command::Shutdown);
         let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
@@ -160,6 +196,65 @@ impl Shared {
     fn arrived(&self, tokens: usize) {
         self.arriving.fetch_sub(1, Ordering::Relaxed);
         self.arriving_tokens.fetch_sub(tokens, Ordering::Relaxed);
+    }
+}
+
+/// Compiles the grammars of requests on their way to the engine.
+struct Compiler {
+    inbox: Receiver<Command>,
+    commands: Sender<Command>,
+    shared: Arc<Shared>,
+    vocabulary: Vocabulary,
+}
+
+impl Compiler {
+    fn run(self) {
+        let mut grammars: Option<Grammars> = None;
+        while let Ok(command) = self.inbox.recv() {
+            let command = match command {
+                Command::Generate(asked) => match self.compile(&mut grammars, *asked) {
+                    Some(asked) => Command::Generate(Box::new(asked)),
+                    None => continue,
+                },
+                other => other,
+            };
+            if let Err(unsent) = self.commands.send(command)
+                && let Command::Generate(asked) = unsent.0
+            {
+                let why = "the engine was shut down".into();
+                self.refuse(&asked.0, &asked.2, Failure { kind: FailureKind::Internal, message: why });
+            }
+        }
+    }
+
+    fn compile(
+        &self,
+        grammars: &mut Option<Grammars>,
+        (ask, _, events): (Generate, Option<Box<Masks>>, mpsc::Sender<Event>),
+    ) -> Option<(Generate, Option<Box<Masks>>, mpsc::Sender<Event>)> {
+        if events.is_closed() {
+            self.shared.live.fetch_sub(1, Ordering::Relaxed);
+            self.shared.arrived(ask.prompt.len());
+            return None;
+        }
+        let made = match grammars {
+            Some(made) => Ok(made),
+            none => Grammars::new(&self.vocabulary).map(|made| none.insert(made)),
+        };
+        let text = ask.grammar.as_deref().unwrap_or_default();
+        match made.and_then(|made| made.begin(text, &ask.output)) {
+            Ok(masks) => Some((ask, Some(Box::new(masks)), events)),
+            Err(error) => {
+                self.refuse(&ask, &events, error.into());
+                None
+            }
+        }
+    }
+
+    fn refuse(&self, ask: &Generate, events: &mpsc::Sender<Event>, failure: Failure) {
+        self.shared.live.fetch_sub(1, Ordering::Relaxed);
+        self.shared.arrived(ask.prompt.len());
+        _ = events.try_send(Event::Failed(failure));
     }
 }
 
@@ -228,10 +323,10 @@ impl Driver {
     fn obey_one(&mut self, command: Command) -> bool {
         match command {
             Command::Generate(ask) => {
-                let (ask, events) = *ask;
+                let (ask, masks, events) = *ask;
                 self.shared.arrived(ask.prompt.len());
                 let now = self.shared.now();
-                if let Err(failure) = self.engine.generate(now, ask, events.clone()) {
+                if let Err(failure) = self.engine.follow(now, ask, masks, events.clone()) {
                     // The handle has checked the request, so the engine has failed since.
                     self.shared.live.fetch_sub(1, Ordering::Relaxed);
                     _ = events.try_send(Event::Failed(failure));

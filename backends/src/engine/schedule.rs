@@ -105,10 +105,17 @@ impl Engine {
             }
             let guesses = if all_decode { self.guess(slot, expected) } else { Some(Vec::new()) };
             let (Some(sequence), Some(guesses)) = (&mut self.running[slot], guesses) else { continue };
-            expected += guesses.len();
+            let of_prompt = sequence.prompt.saturating_sub(sequence.computed).min(rows) as u64;
+            let segment = match sequence.segment(slot, rows, guesses) {
+                Ok(segment) => segment,
+                Err(error) => {
+                    self.end_slot(slot, Err(error.into()));
+                    continue;
+                }
+            };
+            expected += sequence.guessed.len();
             prefill -= of_prefill;
-            self.prompt_tokens += sequence.prompt.saturating_sub(sequence.computed).min(rows) as u64;
-            let segment = sequence.segment(slot, rows, guesses);
+            self.prompt_tokens += of_prompt;
             flights.push(Flight { slot, run: sequence.run, sampled: segment.want != Want::Nothing });
             batch.segments.push(segment);
         }

@@ -2,6 +2,7 @@
 use super::blocks::BlockPool;
 use super::draft::Lookup;
 use super::vocabulary::{Text, Vocabulary};
+use crate::grammar::{GrammarError, Masks};
 use crate::program::{Input, SampleSpec, Sampled, Segment, TokenCount, Want};
 use std::cmp::Reverse;
 use std::collections::{HashMap, VecDeque};
@@ -37,6 +38,8 @@ pub(crate) struct Sequence {
     salt: u64,
     sampling: Arc<Sampling>,
     counts: Option<Counts>,
+    /// Where the output stands in its grammar.
+    masks: Option<Box<Masks>>,
     text: Text,
     /// The output that came with the request holds a stop string.
     stopped: bool,
@@ -62,9 +65,10 @@ pub(crate) struct Sequence {
 }
 
 impl Sequence {
-    /// `deadline` is absolute; `context` is the most tokens a sequence may have.
+    /// `deadline` is absolute; `context` is the most tokens a sequence may have; `masks` have seen the output so far.
     pub(crate) fn new(
         ask: Generate,
+        masks: Option<Box<Masks>>,
         sink: Sender<Event>,
         vocabulary: &Vocabulary,
         context: u32,
@@ -90,6 +94,7 @@ impl Sequence {
             salt: ask.salt,
             sampling: Arc::new(ask.sampling),
             counts,
+            masks,
             text,
             stopped,
             cached: None,
@@ -109,7 +114,8 @@ impl Sequence {
     /// If the tokens that came with the request already end it.
     pub(crate) fn ended(&self, vocabulary: &Vocabulary) -> Option<Finish> {
         let last = *self.tokens[self.prompt..].last()?;
-        if self.stopped || (!self.ignore_eos && vocabulary.is_end(last)) {
+        let done = self.masks.as_ref().is_some_and(|masks| masks.is_done());
+        if self.stopped || done || (!self.ignore_eos && vocabulary.is_end(last)) {
             return Some(Finish::Stop);
         }
         (self.tokens.len() >= self.limit).then_some(Finish::Length)
@@ -122,7 +128,7 @@ impl Sequence {
             return known;
         }
         // The next id is on its way; a device can go on from it, unless the choice needs the host.
-        let ready = self.counts.is_none() && self.guessed.is_empty();
+        let ready = self.counts.is_none() && self.masks.is_none() && self.guessed.is_empty();
         usize::from(ready && self.tokens.len() + self.pending < self.limit)
     }
 
@@ -184,15 +190,26 @@ impl Sequence {
     }
 
     /// What the device needs to choose the token at `position`.
-    fn spec(&self, position: usize) -> SampleSpec {
+    fn spec(&self, position: usize, mask: Option<Arc<[u32]>>) -> SampleSpec {
         let counts = self.counts.as_ref().map(|c| c.counts.clone()).unwrap_or_default();
         let sampling = self.sampling.clone();
-        SampleSpec { sampling, position: position as u32, counts, mask: None }
+        SampleSpec { sampling, position: position as u32, counts, mask }
     }
 
-    /// The next `rows` rows of what is known, or the one of a token on its way, and then `guesses`: under way from here on.
-    pub(crate) fn segment(&mut self, slot: usize, rows: usize, guesses: Vec<u32>) -> Segment {
+    /// The next `rows` rows of what is known, or the one of a token on its way, and then `guesses`, as far as they follow the
+    /// grammar: under way from here on.
+    pub(crate) fn segment(
+        &mut self,
+        slot: usize,
+        rows: usize,
+        mut guesses: Vec<u32>,
+    ) -> Result<Segment, GrammarError> {
         let start = self.computed;
+        let mut masks = Vec::new();
+        if let Some(grammar) = self.masks.as_mut().filter(|_| start + rows >= self.tokens.len()) {
+            masks = grammar.allowed(&guesses)?;
+            guesses.truncate(masks.len() - 1);
+        }
         let input = match self.tokens.get(start..start + rows) {
             Some(known) => Input::Ids([known, &guesses].concat()),
             None => Input::LastSampled,
@@ -202,11 +219,13 @@ impl Sequence {
             Want::Nothing
         } else {
             self.pending += 1;
-            Want::Sample((self.computed..=self.computed + guesses.len()).map(|at| self.spec(at)).collect())
+            let masks = masks.into_iter().map(Some).chain(std::iter::repeat(None));
+            let places = self.computed..=self.computed + guesses.len();
+            Want::Sample(places.zip(masks).map(|(at, mask)| self.spec(at, mask)).collect())
         };
         self.computed += guesses.len();
         self.guessed = guesses;
-        Segment { slot: slot as u32, start: start as u32, input, blocks: self.table(), want }
+        Ok(Segment { slot: slot as u32, start: start as u32, input, blocks: self.table(), want })
     }
 
     /// Takes what was sampled behind the last token and behind each guess, as far as they were right. Says how many tokens
@@ -215,7 +234,7 @@ impl Sequence {
         &mut self,
         sampled: Vec<Sampled>,
         vocabulary: &Vocabulary,
-    ) -> (usize, Option<Finish>) {
+    ) -> (usize, Option<Result<Finish, GrammarError>>) {
         self.pending -= 1;
         let guessed = std::mem::take(&mut self.guessed);
         let (mut taken, mut end) = (0, None);
@@ -236,7 +255,7 @@ impl Sequence {
     }
 
     /// Takes the next token: its event goes to the outbox. Says if it was the last one.
-    fn push(&mut self, sampled: Sampled, vocabulary: &Vocabulary) -> Option<Finish> {
+    fn push(&mut self, sampled: Sampled, vocabulary: &Vocabulary) -> Option<Result<Finish, GrammarError>> {
         let Sampled { id, logprobs } = sampled;
         self.tokens.push(id);
         if let Some(counts) = &mut self.counts {
@@ -244,8 +263,12 @@ impl Sequence {
         }
         // Matrices may have rows past the last token: no text, and no way to go on from it elsewhere.
         if id >= vocabulary.size() || (!self.ignore_eos && vocabulary.is_end(id)) {
-            return Some(Finish::Stop);
+            return Some(Ok(Finish::Stop));
         }
+        let done = match self.masks.as_mut().map(|masks| masks.take(id)).transpose() {
+            Ok(done) => done.unwrap_or(false),
+            Err(error) => return Some(Err(error)),
+        };
         let candidate = |(id, logprob)| Candidate { id, logprob, bytes: vocabulary.bytes(id) };
         let logprob = logprobs.map(|(chosen, top)| Logprob {
             chosen: candidate((id, chosen)),
@@ -254,10 +277,10 @@ impl Sequence {
         let pushed = self.text.push(id);
         let position = (self.tokens.len() - self.prompt - 1) as u32;
         self.outbox.events.push_back(Event::Token(Token { position, id, text: pushed.text, logprob }));
-        if pushed.stopped {
-            return Some(Finish::Stop);
+        if pushed.stopped || done {
+            return Some(Ok(Finish::Stop));
         }
-        (self.tokens.len() >= self.limit).then_some(Finish::Length)
+        (self.tokens.len() >= self.limit).then_some(Ok(Finish::Length))
     }
 
     /// The last event.

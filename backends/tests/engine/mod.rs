@@ -16,6 +16,8 @@ use weir_backends::program::{Device, KvLayout};
 use weir_backends::reference::Reference;
 use weir_scheduler::{Event, FailureKind, Generate, KvType, ModelId, RequestId, Sampling, Time};
 
+mod grammar;
+
 const MODEL: ModelId = ModelId([7; 32]);
 
 fn ask(request: u64, prompt: Vec<u32>, max_tokens: u32) -> Generate {

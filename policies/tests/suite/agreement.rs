@@ -34,6 +34,7 @@ fn node(rng: &mut Rng, n: u64) -> (String, Profile) {
         bytes: 7,
         pinned: true,
         resumes: true,
+        grammars: true,
         prefixes: Vec::new(),
     };
     let text = format!(

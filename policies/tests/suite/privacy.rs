@@ -46,6 +46,7 @@ fn profile(rng: &mut Rng, n: u64) -> Profile {
         bytes: 7,
         pinned: true,
         resumes: true,
+        grammars: true,
         prefixes: Vec::new(),
     };
     Profile {

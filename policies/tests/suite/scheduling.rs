@@ -35,6 +35,7 @@ fn held(model: ModelId, name: &str, numerics: &str) -> Held {
         pinned: true,
         prefixes: Vec::new(),
         resumes: true,
+        grammars: true,
     }
 }
 

@@ -185,7 +185,8 @@ impl Pool {
             || node.is_draining()
             || serving.leaving
             || !serving.alive
-            || (!serving.held.resumes && !ask.output.is_empty());
+            || (!serving.held.resumes && !ask.output.is_empty())
+            || (!serving.held.grammars && ask.grammar.is_some());
         if unfit {
             return Considered::Unfit;
         }

@@ -314,6 +314,10 @@ impl Scheduler {
                 let why = why.and_then(|bring| if let Bring::Never(why) = bring { Some(why) } else { None });
                 (FailureKind::NoModel, why.unwrap_or_else(|| "no node holds this model".into()))
             }
+            (Refusal::Exhausted, None) if request.is_some_and(|r| r.ask.grammar.is_some()) => {
+                let why = "no node that takes requests for this model now can hold its output to a grammar";
+                (FailureKind::NoModel, why.into())
+            }
             (Refusal::Exhausted, None) => {
                 (FailureKind::NoModel, "no node that holds this model takes requests now".into())
             }

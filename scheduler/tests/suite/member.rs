@@ -99,6 +99,7 @@ impl Member {
             bytes: bytes_of(*model),
             pinned: self.pinned && *model == MODEL,
             resumes: self.resumes,
+            grammars: true,
             ..sample.clone()
         };
         let offer = |(model, bytes): &(ModelId, u64)| Offered {

@@ -180,3 +180,20 @@ fn a_provider_keeps_its_own_account() {
     assert!(spent.is_some() && spent < ended, "what it cost is said before its end: {told:?}");
     assert_eq!((s.balance(key).spent, s.balance(key).reserved), (555, 0));
 }
+
+#[test]
+fn who_cannot_follow_grammars_is_not_asked_to() {
+    let mut s = Scheduler::new(Limits::default(), Box::new(Fastest), 1);
+    let mut plain = profile("plain", 1);
+    plain.models[0].grammars = false;
+    s.handle(at(0), Input::Connected { node: NodeId(1), profile: plain });
+    submit(&mut s, at(1), 1, |ask| ask.grammar = Some("start: \"a\"".into()));
+    let failed = |output: &Output| matches!(output, Output::Emit { event: Event::Failed(_), .. });
+    assert!(outputs(&mut s).iter().any(failed), "nobody else is there");
+    s.handle(at(2), Input::Connected { node: NodeId(2), profile: profile("able", 2) });
+    submit(&mut s, at(3), 2, |ask| ask.grammar = Some("start: \"a\"".into()));
+    submit(&mut s, at(3), 3, |_| {});
+    let sent = sent(&mut s);
+    assert_eq!(sent[0], (NodeId(2), 2, MODEL, 0));
+    assert_eq!(sent.len(), 2, "what has no grammar goes anywhere: {sent:?}");
+}

@@ -28,6 +28,7 @@ pub(crate) fn profile(name: &str, slots: u32) -> Profile {
         bytes: 0,
         pinned: true,
         resumes: true,
+        grammars: true,
         prefixes: Vec::new(),
     };
     Profile { name: name.into(), models: vec![held], ..Profile::default() }

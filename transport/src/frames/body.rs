@@ -165,6 +165,14 @@ fn cache(cache: vocabulary::CacheStatus) -> Extension {
     Extension { number: CACHE, must: false, value }
 }
 
+/// The number of an extension of [`Generate`]: the grammar of its output, UTF-8. Tokens that don't follow it would be wrong,
+/// so it must be understood.
+pub(super) const GRAMMAR: u16 = 1;
+
+fn grammar(text: &str) -> Extension {
+    Extension { number: GRAMMAR, must: true, value: text.as_bytes().to_vec() }
+}
+
 fn nanos(d: std::time::Duration) -> u64 {
     u64::try_from(d.as_nanos()).unwrap_or(u64::MAX)
 }
@@ -232,7 +240,7 @@ impl From<vocabulary::Generate> for Generate {
             trace: ask.trace.trace,
             span: ask.trace.span,
             trace_flags: ask.trace.flags,
-            extensions: Vec::new(),
+            extensions: ask.grammar.iter().map(|text| grammar(text)).collect(),
         }
     }
 }

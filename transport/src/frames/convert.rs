@@ -1,21 +1,36 @@
 //! From validated archives to the vocabulary. What makes no sense is refused here, once.
 use super::body::{
     ArchivedCandidate, ArchivedExtension, ArchivedFailed, ArchivedFinished, ArchivedGenerate, ArchivedRates,
-    ArchivedSampling, ArchivedStatus, ArchivedToken, CACHE, failure_number, finish_number, priority_number,
+    ArchivedSampling, ArchivedStatus, ArchivedToken, CACHE, GRAMMAR, failure_number, finish_number,
+    priority_number,
 };
 use super::{FrameError, Kind};
+use std::sync::Arc;
 use std::time::Duration;
 use weir_scheduler::{
-    BlockKey, CacheStatus, Candidate, Event, Failure, FailureKind, Finish, Generate, KeyId, Logprob, ModelId,
-    ModelStatus, PREFIXES_MAX, Priority, Rates, RequestId, Sampling, Status, Token, TraceContext, Usage,
+    BlockKey, CacheStatus, Candidate, Event, Failure, FailureKind, Finish, GRAMMAR_BYTES_MAX, Generate,
+    KeyId, Logprob, ModelId, ModelStatus, PREFIXES_MAX, Priority, Rates, RequestId, Sampling, Status, Token,
+    TraceContext, Usage,
 };
 
 type Result<T> = std::result::Result<T, FrameError>;
 
-/// Version 1 has no extensions of its own, so what must be understood isn't.
-fn extensions(kind: Kind, all: &[ArchivedExtension]) -> Result<()> {
+/// What must be understood is one of the extensions that this program knows.
+fn extensions(kind: Kind, all: &[ArchivedExtension], known: &[u16]) -> Result<()> {
     let why = "it has an extension that must be understood and isn't; update this program";
-    sense(kind, all.iter().all(|extension| !extension.must), why)
+    let understood = |e: &ArchivedExtension| !e.must || known.contains(&e.number.to_native());
+    sense(kind, all.iter().all(understood), why)
+}
+
+fn grammar(all: &[ArchivedExtension]) -> Result<Option<Arc<str>>> {
+    let Some(told) = all.iter().find(|extension| extension.number.to_native() == GRAMMAR) else {
+        return Ok(None);
+    };
+    let why = "its grammar is not text, or too long";
+    let wrong = FrameError::Senseless { kind: Kind::Generate, why };
+    let fits = told.value.len() <= GRAMMAR_BYTES_MAX;
+    let text = std::str::from_utf8(told.value.as_slice()).ok().filter(|text| fits && !text.is_empty());
+    text.map(|text| Some(text.into())).ok_or(wrong)
 }
 
 pub(super) fn sense(kind: Kind, holds: bool, why: &'static str) -> Result<()> {
@@ -56,7 +71,7 @@ fn sampling(s: &ArchivedSampling) -> Result<Sampling> {
 pub(super) fn generate(g: &ArchivedGenerate) -> Result<Generate> {
     const KIND: Kind = Kind::Generate;
     let priorities = [Priority::Background, Priority::Normal, Priority::Interactive];
-    extensions(KIND, &g.extensions)?;
+    extensions(KIND, &g.extensions, &[GRAMMAR])?;
     sense(KIND, !g.prompt.is_empty(), "the prompt is empty")?;
     sense(KIND, g.max_tokens.to_native() > 0, "max_tokens is 0")?;
     sense(KIND, g.stop.iter().all(|stop| !stop.is_empty()), "a stop string is empty")?;
@@ -70,6 +85,7 @@ pub(super) fn generate(g: &ArchivedGenerate) -> Result<Generate> {
         max_tokens: g.max_tokens.into(),
         stop: g.stop.iter().map(|stop| stop.as_str().to_owned()).collect(),
         ignore_eos: g.ignore_eos,
+        grammar: grammar(&g.extensions)?,
         priority: named(KIND, &priorities, priority_number, g.priority, "no such priority")?,
         deadline: g.deadline_ns.as_ref().map(|ns| Duration::from_nanos(ns.to_native())),
         ttft: None,
@@ -99,7 +115,7 @@ pub(super) fn token(t: &ArchivedToken) -> Token {
 }
 
 pub(super) fn finished(f: &ArchivedFinished) -> Result<Event> {
-    extensions(Kind::Finished, &f.extensions)?;
+    extensions(Kind::Finished, &f.extensions, &[])?;
     let reasons = [Finish::Stop, Finish::Length];
     Ok(Event::Finished {
         reason: named(Kind::Finished, &reasons, finish_number, f.reason, "no such reason")?,
@@ -113,7 +129,7 @@ pub(super) fn finished(f: &ArchivedFinished) -> Result<Event> {
 }
 
 pub(super) fn failure(f: &ArchivedFailed) -> Result<Failure> {
-    extensions(Kind::Failed, &f.extensions)?;
+    extensions(Kind::Failed, &f.extensions, &[])?;
     let kinds = [
         FailureKind::Invalid,
         FailureKind::NoModel,
@@ -149,7 +165,7 @@ fn cache(value: &[u8]) -> Option<CacheStatus> {
 }
 
 pub(super) fn status(s: &ArchivedStatus) -> Result<Status> {
-    extensions(Kind::Status, &s.extensions)?;
+    extensions(Kind::Status, &s.extensions, &[CACHE])?;
     let models = s.models.iter().map(|m| {
         Ok(ModelStatus {
             model: ModelId(m.model),

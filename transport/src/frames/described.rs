@@ -252,6 +252,8 @@ struct Held {
     #[serde(default, skip_serializing_if = "is_default")]
     pinned: bool,
     #[serde(default, skip_serializing_if = "is_default")]
+    grammars: bool,
+    #[serde(default, skip_serializing_if = "is_default")]
     prefixes: Vec<String>,
 }
 
@@ -313,6 +315,7 @@ impl From<&vocabulary::Held> for Held {
             weights: h.weights,
             bytes: h.bytes,
             pinned: h.pinned,
+            grammars: h.grammars,
             prefixes: h.prefixes.iter().map(|key| hex(&key.0)).collect(),
         }
     }
@@ -393,6 +396,7 @@ fn held(h: Held) -> Result<vocabulary::Held, FrameError> {
         pinned: h.pinned,
         // Whoever can't is asked by no such link.
         resumes: true,
+        grammars: h.grammars,
         prefixes: h.prefixes.iter().map(|key| digest(key).map(BlockKey)).collect::<Result<_, _>>()?,
     })
 }

@@ -42,6 +42,7 @@ pub(crate) fn ask() -> Generate {
         max_tokens: 100,
         stop: vec!["\n\n".into(), "ende".into()],
         ignore_eos: true,
+        grammar: None,
         priority: Priority::Interactive,
         deadline: Some(Duration::from_millis(1500)),
         ttft: None,
@@ -52,6 +53,11 @@ pub(crate) fn ask() -> Generate {
         tags: vec![("team".into(), "blau".into())],
         trace: TraceContext { trace: 1 << 100 | 5, span: 6, flags: 1 },
     }
+}
+
+/// The same, with the first extension.
+pub(crate) fn ask_with_grammar() -> Generate {
+    Generate { grammar: Some("start: /[a-ü]+/".into()), ..ask() }
 }
 
 pub(crate) fn tokens() -> Vec<Token> {
@@ -86,6 +92,7 @@ pub(crate) fn profile() -> Profile {
         bytes: 0,
         pinned: false,
         resumes: true,
+        grammars: false,
         prefixes: Vec::new(),
     };
     Profile {
@@ -173,5 +180,6 @@ pub(crate) fn all() -> Vec<(&'static str, Frame)> {
         ("fetch", Frame::fetch(&Fetch::of(TextId([3; 32])))),
         ("piece", Frame::piece(b"some of it")),
         ("caches", Frame::status(caches())),
+        ("grammar", Frame::generate(ask_with_grammar()).expect("short enough")),
     ]
 }

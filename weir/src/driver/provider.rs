@@ -231,6 +231,8 @@ fn held(model: ModelId, name: String, described: &Model, slots: u32, prefill: Pr
         bytes: 0,
         pinned: true,
         resumes: prefill != Prefill::None,
+        // It is asked in the client's own words.
+        grammars: true,
         prefixes: Vec::new(),
     }
 }

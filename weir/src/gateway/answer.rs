@@ -136,6 +136,7 @@ async fn start(
                 max_tokens: request.max_tokens.unwrap_or(room).min(room),
                 stop: request.stop.clone(),
                 ignore_eos: request.ignore_eos,
+                grammar: None,
                 priority: request.priority,
                 deadline: Some(shared.limits.request_timeout),
                 ttft: request.ttft,
