@@ -104,7 +104,7 @@ impl Device for Cuda {
                 "{}, {} multiprocessors, compute capability {major}.{minor}",
                 gpu.name, gpu.chip.processors
             ),
-            numerics: format!("cuda-1-sm{}", gpu.capability),
+            numerics: format!("cuda-2-sm{}", gpu.capability),
             memory_free: gpu.memory().map_or(0, |(free, _)| free.saturating_sub(SPARE)),
         }
     }

@@ -61,6 +61,10 @@ pub trait Program: Send {
     fn poll(&mut self) -> Option<Result<StepOutput, DeviceError>>;
     /// Steps that may usefully be in flight: 1 where `poll` computes.
     fn depth(&self) -> usize;
+    /// Whether a prompt's rows have other bits than an answer's: then what was an answer's isn't reused as a prompt.
+    fn prompts_apart(&self) -> bool {
+        false
+    }
     /// Time spent so far in each kind of fused step; empty where the device doesn't measure it.
     fn profile(&self) -> Vec<StepTime> {
         Vec::new()
@@ -193,6 +197,8 @@ pub struct Segment {
     pub slot: u32,
     /// Position of the first row.
     pub start: u32,
+    /// The rows are a prompt's rather than an answer's. Where [`Program::prompts_apart`], the two have arithmetics of their own.
+    pub prompt: bool,
     /// What goes in, one row a position.
     pub input: Input,
     /// KV blocks of the sequence from position 0 on, enough for all rows of this segment.

@@ -137,7 +137,7 @@ fn segment(slot: u32, start: u32, input: Input, rows: u32) -> Segment {
     let blocks: Arc<[u32]> = (slot * BLOCKS..(slot + 1) * BLOCKS).collect();
     let spec =
         SampleSpec { sampling: Arc::default(), position: start + rows, counts: Vec::new(), mask: None };
-    Segment { slot, start, input, blocks, want: Want::Sample(vec![spec]) }
+    Segment { slot, start, prompt: false, input, blocks, want: Want::Sample(vec![spec]) }
 }
 
 /// The same model behind the engine's queue, batching and streams, as requests see it.

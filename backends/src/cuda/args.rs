@@ -23,6 +23,24 @@ pub struct Acts {
     pub hd: u64,
     pub sums: u64,
     pub squares: u64,
+    pub prompt: u64,
+}
+
+impl Acts {
+    /// From row `first` on, of vectors of `pairs` pairs and `blocks` blocks. What is for prompts counts its own rows.
+    pub fn from_row(self, first: usize, pairs: usize, blocks: usize) -> Acts {
+        let pairs = (first * pairs) as u64;
+        Acts {
+            q: self.q + pairs * 64,
+            d: self.d + pairs * 8,
+            totals: self.totals + pairs * 8,
+            h: self.h + pairs * 128,
+            hd: self.hd + pairs * 8,
+            sums: self.sums + pairs * 8,
+            squares: self.squares + (first * blocks * 4) as u64,
+            prompt: self.prompt,
+        }
+    }
 }
 
 /// `GemmArgs` of `gemm.cu`.

@@ -381,11 +381,13 @@ template <class G, int MT> DEV void attend_tile(const AttendArgs &p) {
 #pragma unroll
             for (int j = 0; j < 4; j++) all[m][i][j] = 0;
     const int from = G::WINDOW ? max(0, first - G::WINDOW + 1) / SPAN : 0;
+    Span<G> kv;
+    kv.load_keys(p.c, kv_head, from, table, last);
     for (int span = from; span <= last / SPAN; span++) {
-        Span<G> kv;
-        kv.load_keys(p.c, kv_head, span, table, last);
-        attend_scores<G, MT>(p.c, s, kv, span, rows, first);
+        // values come while scores are computed, and the next span's keys while values are added
         kv.load_values(p.c, kv_head, span, table, last);
+        attend_scores<G, MT>(p.c, s, kv, span, rows, first);
+        if (span < last / SPAN) kv.load_keys(p.c, kv_head, span + 1, table, last);
         attend_values<G, MT>(s, kv, o);
         if (threadIdx.x < MT * 16) {
             const int r = threadIdx.x;
@@ -414,7 +416,8 @@ template <class G, int MT> DEV void attend_tile(const AttendArgs &p) {
 // One row a sequence, one thread block a span: blockIdx (kv head, span, row). Writes the row's own key and value. The
 // last of a row's thread blocks merges what the others left. What earlier steps left in the cache is read before the
 // queries are there: only this step's own key and value come with them.
-template <class G, int MT> DEV void attend_split(const AttendArgs &p) {
+// FILLED: the cache has the rows' own keys and values already, written by the kernel ahead.
+template <class G, int MT, bool FILLED> DEV void attend_split(const AttendArgs &p) {
     constexpr int NTO = Span<G>::NTO, GROUP = G::HEADS / G::KV_HEADS;
     auto &s = *(Shared<G, MT> *)dynamic_shared;
     __shared__ bool final;
@@ -428,17 +431,18 @@ template <class G, int MT> DEV void attend_split(const AttendArgs &p) {
     Rotation<G> rotation;
     rotation.load(p.c, row);
     Span<G> kv;
+    if (FILLED) wait_previous(p.c.trace);
     kv.load_keys(p.c, kv_head, span, table, position);
     kv.load_values(p.c, kv_head, span, table, position);
     const int block = p.c.blocks[table + position / BLOCK_TOKENS];
     no_queries<G>(s, GROUP, MT * 16);
-    wait_previous(p.c.trace);
-    const int askers = span == to ? 6 : 8;
+    if (!FILLED) wait_previous(p.c.trace);
+    const int askers = !FILLED && span == to ? 6 : 8;
     if (warp >= askers) write_cache<G>(p.c, row, kv_head, warp - askers, position, block, rotation, s.room[warp], warp == 6 ? s.key : s.value);
     else
         for (int r = warp; r < GROUP; r += askers) load_query<G>(p.c, s, s.room[warp], r, row, kv_head * GROUP + r, rotation);
     __syncthreads();
-    if (span == to) kv.put(s.key, s.value, position % SPAN);
+    if (!FILLED && span == to) kv.put(s.key, s.value, position % SPAN);
     float o[MT][NTO][4];
     attend_scores<G, MT>(p.c, s, kv, span, 1, position);
     attend_values<G, MT>(s, kv, o);

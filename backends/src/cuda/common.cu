@@ -28,6 +28,7 @@ struct Acts {
     float *hd;      // [row][2 pairs]: scale of a block of halves (f16 alone has one)
     uint2 *sums;    // [row][pair]: the same as two bf16: both blocks' upper ones, both blocks' lower ones
     float *squares; // [row][blocks]: sum of squares of the residual stream, whose root the product is divided by
+    u16 *prompt;    // bf16 for `prompt.cu`: [128 rows][pair][row][64]
 };
 
 // Which forms of an input the next product reads.
@@ -36,9 +37,13 @@ struct Acts {
 #define AS_F16 4
 #define AS_TOTALS 8 // beside bytes
 #define AS_SUMS 16  // likewise
+#define AS_PROMPT 32
 
 DEV int byte_place(int k) { return ((k & 15) >> 2) * 16 + (k >> 5) * 8 + (k >> 4 & 1) * 4 + (k & 3); }
 DEV int half_place(int k) { return ((k & 15) >> 2) * 16 + (k >> 4) * 4 + (k & 3); }
+// Of value k of a pair in a row of 64 for `prompt.cu`. Sixteen values lie in the order in which a warp has them as operand A;
+// eighths of rows are exchanged, so that eight rows' lie in different banks.
+DEV int prompt_place(int row, int k) { return (((k >> 4) * 2 + (k >> 1 & 1)) ^ (row & 7)) * 8 + (k >> 2 & 3) * 2 + (k & 1); }
 
 // Stores a block of 32 values, one a lane, as the input of a product. Scales of bytes have 12 significant bits, so that
 // a scale times a sum of 32 bytes is exact.
@@ -46,7 +51,7 @@ template <int FORMS>
 DEV void store_block(const Acts &out, int row, int pairs, int block, float v) {
     const int lane = threadIdx.x & 31, k = (block & 1) * 32 + lane;
     const long long pair = (long long)row * pairs + (block >> 1);
-    const u32 top = __reduce_max_sync(ALL, __float_as_uint(v) & 0x7fffffffu);
+    const u32 top = FORMS & (AS_BYTES | AS_F16) ? __reduce_max_sync(ALL, __float_as_uint(v) & 0x7fffffffu) : 0;
     if (FORMS & AS_BYTES) {
         const float d = __uint_as_float((__float_as_uint(__fmul_rn(__uint_as_float(top), 1.0f / 127.0f)) + 0x800u) & ~0xfffu);
         const float inverse = d > 1e-36f ? __fdiv_rn(1.0f, d) : 0.0f;
@@ -67,6 +72,8 @@ DEV void store_block(const Acts &out, int row, int pairs, int block, float v) {
             }
         }
     }
+    if (FORMS & AS_PROMPT)
+        out.prompt[((long long)(row >> 7) * pairs + (block >> 1)) * 8192 + (row & 127) * 64 + prompt_place(row, k)] = float_to_bf16(v);
     if (FORMS & AS_BF16) out.h[pair * 64 + half_place(k)] = float_to_bf16(v);
     if (FORMS & AS_F16) {
         // a power of two that brings the largest value to 2^14 .. 2^15
@@ -84,3 +91,19 @@ DEV void store_residual(const Acts &out, int row, int pairs, int blocks, int blo
     if ((threadIdx.x & 31) == 0) out.squares[(long long)row * blocks + block] = squares;
     store_block<FORMS>(out, row, pairs, block, __fmul_rn(x, gain));
 }
+
+#ifdef PAIRS_BY_WARPS
+// The same as `multiply_pair` of sm_90a, where each warp multiplies for itself.
+template <int NT> DEV void multiply_pair(float (&c)[NT][4], const u32 (&a)[4][4], const u8 *stage) {
+    const int lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3;
+#pragma unroll
+    for (int s = 0; s < 4; s++)
+#pragma unroll
+        for (int n = 0; n < NT; n++) {
+            const u8 *row = stage + (n * 8 + g) * 128 + t * 4;
+            const u32 b0 = *(const u32 *)(row + (2 * s ^ g) * 16), b1 = *(const u32 *)(row + ((2 * s + 1) ^ g) * 16);
+            mma_bf16(c[n], make_uint4(a[s][0], a[s][1], a[s][2], a[s][3]), b0, b1);
+        }
+}
+template <int N> DEV void multiplied() {}
+#endif

@@ -493,8 +493,10 @@ impl Compiler {
         let destroy: unsafe extern "C" fn(*mut NvrtcProgram) -> c_int =
             self.symbol("nvrtcDestroyProgram\0")?;
         let source = CString::new(source).map_err(|e| e.to_string())?;
+        // instructions of Hopper alone
+        let own = if capability == 90 { "a" } else { "" };
         let options =
-            [format!("--gpu-architecture=sm_{capability}"), "--fmad=false".into(), "--std=c++17".into()]
+            [format!("--gpu-architecture=sm_{capability}{own}"), "--fmad=false".into(), "--std=c++17".into()]
                 .map(|o| CString::new(o).unwrap_or_default());
         let pointers = options.each_ref().map(|o| o.as_ptr());
         let mut program = std::ptr::null_mut();

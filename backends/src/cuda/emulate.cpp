@@ -230,6 +230,31 @@ static u16 float_to_bf16(float v) {
     return (u16)((u + 0x7fff + (u >> 16 & 1)) >> 16);
 }
 
+static u32 floats_to_bf16(float low, float high) { return float_to_bf16(low) | (u32)float_to_bf16(high) << 16; }
+static u32 __byte_perm(u32 a, u32 b, u32 select) {
+    const u64 both = (u64)b << 32 | a;
+    u32 v = 0;
+    for (int i = 0; i < 4; i++) v |= (u32)(both >> (8 * (select >> (4 * i) & 7)) & 255) << (8 * i);
+    return v;
+}
+struct Barrier { u8 left, count; u32 phase; };
+static void barrier_begin(u64 *b, int count) { *(Barrier *)b = {(u8)count, (u8)count, 0}; }
+static void barrier_arrive(u64 *at) {
+    Barrier *b = (Barrier *)at;
+    current->block->progress++;
+    if (--b->left == 0) { b->left = b->count; b->phase++; }
+}
+static void barrier_wait(u64 *b, u32 parity) { while ((((Barrier *)b)->phase & 1) == parity) yield(); }
+static void barriers_begun() {}
+#define FETCHERS 1
+static void fetch_stage(u64 *full, u8 *to, const u8 *from, int bytes) {
+    if (current->lane != 0) return;
+    memcpy(to, from, bytes);
+    barrier_arrive(full);
+}
+static u32 shared_address(const u8 *p) { return (u32)(u64)p; }
+#define PAIRS_BY_WARPS
+
 // Operands as lanes (g, t) hold them; DEPTH values a row of A and a column of B.
 template <int DEPTH, class A, class B, class C> static void multiply_tiles(Warp &w, A a_of, B b_of, C step) {
     for (int row = 0; row < 16; row++)

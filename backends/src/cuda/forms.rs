@@ -16,6 +16,20 @@ pub const WIDE: usize = 128;
 pub const WIDE_SUMS: usize = WIDE_TILES * TILE * WIDE;
 /// Most columns that each kernel for few columns takes.
 pub const WIDTHS: [usize; 4] = [1, 8, 16, 32];
+/// Columns of a thread block of each kernel for prompts.
+pub const PROMPT_WIDTHS: [usize; 2] = [32, 128];
+/// Its threads: eight warps that multiply, and one that fetches.
+pub const PROMPT_THREADS: usize = 288;
+/// Rows of a prompt whose inputs lie together.
+pub const PROMPT_ROWS: usize = 128;
+/// `AS_PROMPT` of `common.cu`.
+pub const AS_PROMPT: u32 = 32;
+
+/// Shared memory of a kernel for prompts of `columns` columns, `prompt_room` of `prompt.cu`.
+pub fn prompt_shared(columns: usize) -> usize {
+    let stages = if columns > 64 { 6 } else { 8 };
+    (stages * columns * 128).max(WIDE_TILES * columns * 20 * 4) + 1024 + 128
+}
 
 /// What generated kernels are fitted to.
 #[derive(Clone, Copy, Debug)]
@@ -94,6 +108,11 @@ impl Form {
 
     pub fn is_half(self) -> bool {
         matches!(self, Form::BF16 | Form::F16 | Form::F32)
+    }
+
+    /// Whether prompts can be multiplied in bf16, no coarser than the weights or the inputs of decoding.
+    pub fn widens(self) -> bool {
+        !matches!(self, Form::F16 | Form::F32)
     }
 
     /// Which forms of its input a product reads: `AS_BYTES` and its like of `common.cu`.

@@ -1,6 +1,6 @@
 //! The program's kernels: CUDA C++ for exactly its shapes, compiled by NVRTC and kept on disk by content.
 use super::driver::{Compiler, Gpu, Kernel, Module};
-use super::forms::{Form, WIDE_THREADS, WIDTHS, wide_shared};
+use super::forms::{AS_PROMPT, Form, PROMPT_THREADS, PROMPT_WIDTHS, WIDE_THREADS, WIDTHS, prompt_shared, wide_shared};
 use super::load::Lowered;
 use crate::program::DeviceError;
 use sha2::{Digest, Sha256};
@@ -15,6 +15,7 @@ const COMMON: &str = concat!(include_str!("emulate.cpp"), include_str!("common.c
 const GEMM: &str = include_str!("gemm.cu");
 const FEW: &str = include_str!("few.cu");
 const WIDE: &str = include_str!("wide.cu");
+const PROMPT: &str = include_str!("prompt.cu");
 const ATTEND: &str = include_str!("attend.cu");
 const ROWS: &str = include_str!("rows.cu");
 const PACK: &str = include_str!("pack.cu");
@@ -23,14 +24,29 @@ const PACK: &str = include_str!("pack.cu");
 pub struct Kernels {
     /// By product: for few columns, by width, and for many.
     pub gemms: Vec<Vec<Kernel>>,
-    /// Fill the cache, one row a sequence, whole tiles.
-    pub attends: Vec<[Kernel; 3]>,
+    /// By product: for prompts, by width; none where it has none.
+    pub prompts: Vec<Vec<Kernel>>,
+    pub attends: Vec<Attend>,
     pub settles: Vec<Kernel>,
     pub enter: Kernel,
     pub most: Kernel,
     pub cut: Kernel,
     pub pick: Kernel,
     pub finish: Kernel,
+}
+
+/// Kernels of attention.
+pub struct Attend {
+    /// Fills the cache.
+    pub fill: Kernel,
+    /// One row a sequence, whose key and value it writes.
+    pub split: Kernel,
+    /// Single rows of a cache that is filled.
+    pub filled: Kernel,
+    /// Tiles of rows.
+    pub tile: Kernel,
+    /// The same of prompts.
+    pub prompt: Kernel,
 }
 
 /// `bounds`: threads a block, and least blocks a multiprocessor.
@@ -65,6 +81,21 @@ fn gemm_source(low: &Lowered, width: Option<usize>) -> String {
     s
 }
 
+/// Source of the products of prompts.
+fn prompt_source(low: &Lowered) -> String {
+    let mut s = format!("{COMMON}{GEMM}{PROMPT}");
+    for (i, g) in low.gemms.iter().enumerate() {
+        let Some(forms) = g.prompt else { continue };
+        _ = writeln!(s, "struct G{i} {{ {} }};", g.constants);
+        _ = writeln!(s, "struct P{i} : G{i} {{ static constexpr int FORMS = {forms}; }};");
+        for columns in PROMPT_WIDTHS {
+            let body = format!("prompt<P{i}, {}>(p);", columns / 8);
+            kernel(&mut s, (PROMPT_THREADS, 1), &format!("p{i}_{columns}"), "GemmArgs", &body);
+        }
+    }
+    s
+}
+
 fn attend_source(low: &Lowered) -> String {
     let mut s = format!("{COMMON}{ATTEND}");
     for (i, a) in low.attends.iter().enumerate() {
@@ -76,15 +107,20 @@ fn attend_source(low: &Lowered) -> String {
             (256, 1),
             &format!("split{i}"),
             "AttendArgs",
-            &format!("attend_split<A{i}, {alone}>(p);"),
+            &format!("attend_split<A{i}, {alone}, false>(p);"),
         );
         kernel(
             &mut s,
             (256, 1),
-            &format!("tile{i}"),
+            &format!("filled{i}"),
             "AttendArgs",
-            &format!("attend_tile<A{i}, {whole}>(p);"),
+            &format!("attend_split<A{i}, {alone}, true>(p);"),
         );
+        _ = writeln!(s, "struct B{i} : A{i} {{ static constexpr int FORMS = {AS_PROMPT}; }};");
+        for (name, constants) in [("tile", "A"), ("prompt", "B")] {
+            let body = format!("attend_tile<{constants}{i}, {whole}>(p);");
+            kernel(&mut s, (256, 1), &format!("{name}{i}"), "AttendArgs", &body);
+        }
     }
     s
 }
@@ -130,9 +166,10 @@ pub fn forms(low: &Lowered) -> Vec<Form> {
     forms
 }
 
-/// The sources of a program's modules: products of many columns (the slowest to compile), of few by width, the rest.
+/// The sources of a program's modules: products of many columns (the slowest to compile), of prompts, of few columns by
+/// width, the rest.
 pub fn sources(low: &Lowered, forms: &[Form]) -> Vec<String> {
-    let mut sources = vec![gemm_source(low, None)];
+    let mut sources = vec![gemm_source(low, None), prompt_source(low)];
     sources.extend(WIDTHS.iter().map(|width| gemm_source(low, Some(*width))));
     sources.extend([attend_source(low), rows_source(low), pack_source(forms)]);
     if traced() {
@@ -202,7 +239,7 @@ impl Kernels {
         let forms = forms(low);
         let sources = sources(low, &forms);
         let modules = modules(compiler, gpu, &sources)?;
-        let [wide, few @ .., attend, rows, pack] = &modules[..] else {
+        let [wide, prompt, few @ .., attend, rows, pack] = &modules[..] else {
             return Err(DeviceError::Lost("a module is missing".into()));
         };
         let mut gemms = Vec::new();
@@ -221,18 +258,30 @@ impl Kernels {
             kernels.push(wide.kernel(&name, WIDE_THREADS, shared, true)?);
             gemms.push(kernels);
         }
+        let prompts = low.gemms.iter().enumerate().map(|(i, g)| {
+            let widths = PROMPT_WIDTHS.iter().filter(|_| g.prompt.is_some());
+            let kernel = |columns: &usize| {
+                prompt.kernel(&format!("p{i}_{columns}"), PROMPT_THREADS, prompt_shared(*columns), true)
+            };
+            widths.map(kernel).collect::<Result<Vec<_>, _>>()
+        });
+        let prompts = prompts.collect::<Result<_, _>>()?;
         let mut attends = Vec::new();
         for (i, a) in low.attends.iter().enumerate() {
             let [(_, alone), (_, whole)] = a.tiles;
-            attends.push([
-                attend.kernel(&format!("fill{i}"), 256, 0, true)?,
-                attend.kernel(&format!("split{i}"), 256, alone, true)?,
-                attend.kernel(&format!("tile{i}"), 256, whole, true)?,
-            ]);
+            let kernel = |name: &str, shared| attend.kernel(&format!("{name}{i}"), 256, shared, true);
+            attends.push(Attend {
+                fill: kernel("fill", 0)?,
+                split: kernel("split", alone)?,
+                filled: kernel("filled", alone)?,
+                tile: kernel("tile", whole)?,
+                prompt: kernel("prompt", whole)?,
+            });
         }
         let settles = (0..low.settles.len()).map(|i| rows.kernel(&format!("settle{i}"), 256, 0, true));
         let kernels = Kernels {
             gemms,
+            prompts,
             attends,
             settles: settles.collect::<Result<_, _>>()?,
             enter: rows.kernel("enter_", 256, 0, true)?,

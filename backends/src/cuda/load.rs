@@ -4,7 +4,7 @@ mod places;
 
 use super::args::{Acts, AttendArgs, EnterArgs, GemmArgs, Matrix, SettleArgs};
 use super::constants::{Constants, c, fusable};
-use super::forms::{Chip, Form, PAIR, Split, TILE, WIDE, WIDE_SUMS, WIDE_TILES};
+use super::forms::{AS_PROMPT, Chip, Form, PAIR, Split, TILE, WIDE, WIDE_SUMS, WIDE_TILES};
 use crate::gguf::ModelFile;
 use crate::plan::{
     Activation, Heads, Linear, Norm, NormGateUpAct, NormKind, NormQkvRopeCache, Plan, Residual, Rope, Step,
@@ -26,6 +26,11 @@ pub struct GemmStep {
     pub units: [usize; 2],
     pub split: Split,
     pub args: GemmArgs,
+    /// Floats of a row of `args.out`.
+    pub stride: usize,
+    /// Pairs of a row of its input, and of what it makes for the next product.
+    pub pairs: usize,
+    pub next_pairs: usize,
     /// Of weights, in the file.
     pub bytes: u64,
     pub name: &'static str,
@@ -35,13 +40,16 @@ pub struct AttendStep {
     pub kernel: usize,
     pub heads: Heads,
     pub args: AttendArgs,
+    /// Pairs of a row of all ropes' angles.
+    pub angles: usize,
     /// The rows of a sequence that one tile of queries holds.
     pub tile_rows: usize,
     pub window: Option<usize>,
 }
 
 pub struct SettleStep {
-    pub kernel: usize,
+    /// For output, for prompts.
+    pub kernels: [usize; 2],
     pub args: SettleArgs,
 }
 
@@ -68,6 +76,8 @@ pub struct Product {
     pub constants: String,
     pub split: Split,
     pub forms: Vec<Form>,
+    /// The forms that its kernels for prompts make; none where there are none.
+    pub prompt: Option<u32>,
 }
 
 /// Kernels of attention to be generated.
@@ -95,6 +105,8 @@ pub struct Lowered {
     pub steps: Vec<Low>,
     pub head: Option<GemmStep>,
     pub enter: EnterArgs,
+    /// Prompts have an arithmetic of their own.
+    pub prompts: bool,
     pub embeds: bool,
     pub hidden: usize,
     pub vocab: usize,
@@ -117,9 +129,18 @@ fn unsupported(what: impl Into<String>) -> DeviceError {
 }
 
 /// A step that reads the residual stream, as the ones before it see it.
+#[derive(Clone, Copy)]
 struct Reader<'a> {
     norm: &'a Norm,
-    forms: u32,
+    /// What it reads of output, of prompts.
+    forms: [u32; 2],
+}
+
+impl Reader<'_> {
+    /// Whether what was prepared for `other` will do.
+    fn reads(&self, other: &Reader<'_>) -> bool {
+        self.norm == other.norm && (0..2).all(|i| other.forms[i] & self.forms[i] == self.forms[i])
+    }
 }
 
 struct Lowering<'a> {
@@ -178,6 +199,7 @@ pub fn lower(
         steps: Vec::new(),
         head: None,
         enter: EnterArgs::default(),
+        prompts: false,
         embeds: layers.start == 0,
         hidden: plan.hidden,
         vocab: plan.vocab,
@@ -211,6 +233,7 @@ pub fn lower(
         arrived_heads: 0,
         out,
     };
+    l.out.prompts = l.prompts(&plan.layers[layers.clone()]);
     l.room(plan, &layers);
     l.ropes(&plan.layers[layers.clone()]);
     l.steps(plan, &layers)?;
@@ -231,39 +254,59 @@ impl Lowering<'_> {
     ) -> Result<Option<Reader<'p>>, DeviceError> {
         for step in &steps[i..] {
             match step {
-                Step::NormQkvRopeCache(s) => return self.reader(&s.norm, &[&s.q, &s.k, &s.v]).map(Some),
+                Step::NormQkvRopeCache(s) => return self.reader(&s.norm, &[&s.q, &s.k, &s.v], false).map(Some),
                 Step::NormGateUpAct(s) => {
                     let gate = s.gate.as_ref().unwrap_or(&s.up);
-                    return self.reader(&s.norm, &[gate, &s.up]).map(Some);
+                    return self.reader(&s.norm, &[gate, &s.up], false).map(Some);
                 }
                 Step::Out(_) | Step::Down(_) => return Ok(None),
                 Step::Attend(_) => {}
             }
         }
-        if heads { self.reader(&plan.head.norm, &[&plan.head.linear]).map(Some) } else { Ok(None) }
+        if heads { self.reader(&plan.head.norm, &[&plan.head.linear], true).map(Some) } else { Ok(None) }
     }
 
-    fn reader<'p>(&self, norm: &'p Norm, linears: &[&Linear]) -> Result<Reader<'p>, DeviceError> {
+    fn reader<'p>(&self, norm: &'p Norm, linears: &[&Linear], head: bool) -> Result<Reader<'p>, DeviceError> {
         let mut forms: Vec<Form> = self.forms(linears)?;
         if let [gate, up] = forms[..]
             && gate != up
         {
             forms = vec![Form::F32];
         }
-        Ok(Reader { norm, forms: forms.iter().fold(0, |all, f| all | f.input()) })
+        let output = forms.iter().fold(0, |all, f| all | f.input());
+        Ok(Reader { norm, forms: [output, if head { output } else { AS_PROMPT }] })
+    }
+
+    /// Whether prompts can be multiplied in an arithmetic of their own.
+    fn prompts(&self, layers: &[Vec<Step>]) -> bool {
+        let widens = |linears: &[&Linear]| {
+            let forms = self.forms(linears);
+            forms.is_ok_and(|f| f.iter().all(|f| f.widens()))
+        };
+        layers.iter().flatten().all(|step| match step {
+            Step::NormQkvRopeCache(s) => widens(&[&s.q, &s.k, &s.v]),
+            Step::NormGateUpAct(s) => match &s.gate {
+                Some(gate) => {
+                    widens(&[gate, &s.up]) && self.forms(&[gate, &s.up]).is_ok_and(|f| f[0] == f[1])
+                }
+                None => widens(&[&s.up]),
+            },
+            Step::Out(s) | Step::Down(s) => widens(&[&s.linear]),
+            Step::Attend(_) => true,
+        })
     }
 
     fn steps(&mut self, plan: &Plan, layers: &Range<usize>) -> Result<(), DeviceError> {
         let heads = layers.end == plan.layers.len();
         let steps: Vec<&Step> = plan.layers[layers.clone()].iter().flatten().collect();
         // the norm for which the stream lies prepared, and a sum that waits for a norm of its own
-        let mut prepared: Option<(&Norm, u32)> = None;
+        let mut prepared: Option<Reader<'_>> = None;
         let mut pending: Option<&Norm> = None;
         let mut qkv: Option<&NormQkvRopeCache> = None;
         for (i, step) in steps.iter().enumerate() {
             match step {
                 Step::NormQkvRopeCache(s) => {
-                    let reader = self.reader(&s.norm, &[&s.q, &s.k, &s.v])?;
+                    let reader = self.reader(&s.norm, &[&s.q, &s.k, &s.v], false)?;
                     self.settle(&mut prepared, &mut pending, Some(reader))?;
                     self.qkv(s)?;
                     qkv = Some(s);
@@ -278,7 +321,7 @@ impl Lowering<'_> {
                 }
                 Step::NormGateUpAct(s) => {
                     let gate = s.gate.as_ref().unwrap_or(&s.up);
-                    let reader = self.reader(&s.norm, &[gate, &s.up])?;
+                    let reader = self.reader(&s.norm, &[gate, &s.up], false)?;
                     self.settle(&mut prepared, &mut pending, Some(reader))?;
                     let down =
                         steps[i..].iter().find_map(|s| if let Step::Down(r) = s { Some(r) } else { None });
@@ -292,7 +335,7 @@ impl Lowering<'_> {
                     }
                     let next = self.next_reader(plan, &steps, i + 1, heads)?;
                     let next = next.filter(|r| fusable(r.norm) && s.post_norm.is_none());
-                    prepared = next.as_ref().map(|r| (r.norm, r.forms));
+                    prepared = next;
                     pending = s.post_norm.as_ref();
                     let attention = matches!(step, Step::Out(_));
                     self.residual(s, attention, next)?;
@@ -300,7 +343,7 @@ impl Lowering<'_> {
             }
         }
         if heads {
-            let reader = self.reader(&plan.head.norm, &[&plan.head.linear])?;
+            let reader = self.reader(&plan.head.norm, &[&plan.head.linear], true)?;
             self.settle(&mut prepared, &mut pending, Some(reader))?;
             self.head(plan)?;
         } else if pending.is_some() {
@@ -312,20 +355,16 @@ impl Lowering<'_> {
     /// Adds what is pending and prepares the stream for `reader`, if that isn't so already.
     fn settle<'p>(
         &mut self,
-        prepared: &mut Option<(&'p Norm, u32)>,
+        prepared: &mut Option<Reader<'p>>,
         pending: &mut Option<&'p Norm>,
         reader: Option<Reader<'p>>,
     ) -> Result<(), DeviceError> {
-        if pending.is_none()
-            && reader
-                .as_ref()
-                .is_none_or(|r| prepared.is_some_and(|p| p.0 == r.norm && p.1 & r.forms == r.forms))
-        {
+        if pending.is_none() && reader.is_none_or(|r| prepared.is_some_and(|p| r.reads(&p))) {
             return Ok(());
         }
         let hidden = self.out.hidden;
         let mut args = SettleArgs { x: self.x, y: self.y, next: self.from_hidden, ..SettleArgs::default() };
-        let (mut post, mut norm, mut forms) = ((0, 0.0), (0, 0.0), 0);
+        let (mut post, mut norm, mut forms) = ((0, 0.0), (0, 0.0), [0; 2]);
         if let Some(p) = pending {
             args.post = self.vector(&p.weight, hidden)?;
             args.post_bias = self.maybe_vector(p.bias.as_ref(), hidden)?;
@@ -341,12 +380,14 @@ impl Lowering<'_> {
             };
             (norm, forms) = ((kind, r.norm.eps), r.forms);
         }
-        let body =
-            format!("settle<{hidden}, {}, {}, {forms}>(p, {}, {});", post.0, norm.0, c(post.1), c(norm.1));
-        let kernel = position_or_push(&mut self.out.settles, body);
-        self.out.steps.push(Low::Settle(SettleStep { kernel, args }));
+        let kernels = forms.map(|forms| {
+            let body =
+                format!("settle<{hidden}, {}, {}, {forms}>(p, {}, {});", post.0, norm.0, c(post.1), c(norm.1));
+            position_or_push(&mut self.out.settles, body)
+        });
+        self.out.steps.push(Low::Settle(SettleStep { kernels, args }));
         *pending = None;
-        *prepared = reader.map(|r| (r.norm, r.forms));
+        *prepared = reader;
         Ok(())
     }
 
@@ -370,13 +411,16 @@ impl Lowering<'_> {
         args: GemmArgs,
         linears: &[&Linear],
         name: &'static str,
+        prompt: Option<u32>,
     ) -> GemmStep {
         let split = constants.split;
-        let product = Product { constants: constants.text(), split, forms: constants.forms.to_vec() };
+        let prompt = prompt.filter(|_| self.out.prompts);
+        let product = Product { constants: constants.text(), split, forms: constants.forms.to_vec(), prompt };
         let kernel = position_or_push(&mut self.out.gemms, product);
         let units = constants.rows.iter().map(|rows| split.units(*rows));
         let units = units.fold([0; 2], |a, b| [a[0] + b[0], a[1] + b[1]]);
-        GemmStep { kernel, units, split, args, bytes: self.bytes(linears), name }
+        let Constants { stride, pairs, next_pairs, .. } = *constants;
+        GemmStep { kernel, units, split, args, stride, pairs, next_pairs, bytes: self.bytes(linears), name }
     }
 
     fn qkv(&mut self, s: &NormQkvRopeCache) -> Result<(), DeviceError> {
@@ -393,7 +437,7 @@ impl Lowering<'_> {
         let constants =
             Constants { split, pairs, kind: 0, forms: &forms, rows: &rows, stride, ..Constants::default() }
                 .reading(&s.norm, self.out.hidden);
-        let step = self.gemm(&constants, args, &linears, "norm_qkv_rope_cache");
+        let step = self.gemm(&constants, args, &linears, "norm_qkv_rope_cache", Some(0));
         self.out.steps.push(Low::Gemm(step));
         Ok(())
     }
@@ -435,7 +479,7 @@ impl Lowering<'_> {
         };
         let constants = constants.reading(&s.norm, self.out.hidden);
         let linears: Vec<&Linear> = s.gate.iter().chain([&s.up]).collect();
-        let step = self.gemm(&constants, args, &linears, "norm_gate_up_act");
+        let step = self.gemm(&constants, args, &linears, "norm_gate_up_act", Some(AS_PROMPT));
         self.out.steps.push(Low::Gemm(step));
         Ok(())
     }
@@ -457,6 +501,7 @@ impl Lowering<'_> {
         };
         args.matrix[0] = self.matrix(l, form)?;
         let rows = [l.rows];
+        let mut prompt = 0;
         let mut constants = Constants {
             split,
             pairs,
@@ -473,12 +518,13 @@ impl Lowering<'_> {
             constants.kind = 1;
             if let Some(r) = &next {
                 args.gain = self.vector(&r.norm.weight, l.rows)?;
-                constants.next = r.forms;
+                constants.next = r.forms[0];
+                prompt = r.forms[1];
                 constants.next_pairs = l.rows.div_ceil(PAIR);
             }
         }
         let name = if attention { "out_residual" } else { "down_residual" };
-        let step = self.gemm(&constants, args, &[l], name);
+        let step = self.gemm(&constants, args, &[l], name, Some(prompt));
         self.out.steps.push(Low::Gemm(step));
         Ok(())
     }
@@ -502,7 +548,7 @@ impl Lowering<'_> {
             ..Constants::default()
         };
         let constants = constants.reading(&plan.head.norm, self.out.hidden);
-        self.out.head = Some(self.gemm(&constants, args, &[l], "norm_logits_sample"));
+        self.out.head = Some(self.gemm(&constants, args, &[l], "norm_logits_sample", None));
         Ok(())
     }
 

@@ -1,9 +1,9 @@
 //! Runs batches: describes them to the GPU, launches the steps, collects what they gave.
 use super::args::{EnterArgs, FinishArgs, SampleArgs, SettleArgs};
 use super::driver::{Buffer, Gpu, Graph, Pinned, Stream};
-use super::forms::{WIDE, WIDTHS};
+use super::forms::{PAIR, PROMPT_WIDTHS, WIDE, WIDTHS};
 use super::kernels::Kernels;
-use super::load::{AttendStep, GemmStep, Low, Lowered, SPAN, TOGETHER, apart};
+use super::load::{AttendStep, GemmStep, Low, Lowered, SPAN, SettleStep, TOGETHER, apart};
 use super::trace::Trace;
 use crate::program::{
     Batch, DeviceError, Input, KvLayout, Program, SampleSpec, Sampled, SegmentOutput, StepOutput, StepTime,
@@ -71,16 +71,33 @@ impl Layout {
     }
 }
 
+/// Longest segment of output whose rows attend one by one.
+const ALONE_MAX: usize = 32;
+
 /// The size of a step, apart from what its description says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 struct Shape {
+    /// Of output; they come first.
     rows: usize,
-    /// Most spans of a row; 0: whole tiles instead.
+    /// Of prompts.
+    prompts: usize,
+    /// Most spans of a row of output; 0: whole tiles instead.
     splits: usize,
-    tiles: usize,
+    /// Some segment of output has several rows.
+    several: bool,
+    /// Tiles of rows: of output, of prompts. Those of prompts are described first.
+    tiles: [usize; 2],
     sampled: usize,
     /// Whether some row's tokens are truncated.
     cut: bool,
+}
+
+/// Rows that take the same kernels.
+#[derive(Clone, Copy)]
+struct Rows {
+    first: usize,
+    n: usize,
+    prompt: bool,
 }
 
 /// A step on its way.
@@ -209,6 +226,10 @@ impl Program for CudaProgram {
         DEPTH
     }
 
+    fn prompts_apart(&self) -> bool {
+        self.low.prompts
+    }
+
     fn profile(&self) -> Vec<StepTime> {
         self.trace.sums()
     }
@@ -290,7 +311,7 @@ impl CudaProgram {
         }
         self.trace.begin(&self.stream)?;
         let shape = prepared.shape;
-        let replayed = shape.splits > 0 && self.low.embeds && self.low.head.is_some() && shape.sampled > 0;
+        let replayed = shape.splits > 0 && shape.prompts == 0 && self.low.embeds && self.low.head.is_some() && shape.sampled > 0;
         if replayed {
             if self.trace.is_on() {
                 // captured anew, so that launches have names
@@ -333,26 +354,33 @@ impl CudaProgram {
         let counts: Vec<usize> = batch.segments.iter().map(|s| s.input.rows(hidden)).collect();
         let rows: usize = counts.iter().sum();
         let l = layout(self.kv, rows);
-        let mut first = Vec::with_capacity(counts.len());
+        let mut first = vec![0; counts.len()];
         let mut wanted = Vec::new();
         let on_device = batch.segments.iter().all(|s| match &s.want {
             Want::Sample(specs) => specs.iter().all(simple),
             Want::Logits(_) => false,
             Want::Nothing | Want::Hidden => true,
         });
-        let (mut row, mut tables, mut tiles, mut partials, mut splits) = (0, 0, 0, 0, 1);
+        let is_prompt = |i: &usize| self.low.prompts && batch.segments[*i].prompt;
+        let (prompts, output): (Vec<usize>, Vec<usize>) = (0..counts.len()).partition(is_prompt);
+        let decoded: usize = output.iter().map(|i| counts[*i]).sum();
         let tile_rows =
             self.low.steps.iter().find_map(|s| if let Low::Attend(a) = s { Some(a.tile_rows) } else { None });
         let tile_rows = tile_rows.unwrap_or(1);
+        let of_prompts: usize = prompts.iter().map(|i| counts[*i].div_ceil(tile_rows)).sum();
+        let (mut row, mut tables, mut tiles, mut partials, mut splits) = (0, 0, [of_prompts, 0], 0, 1);
         let capacity = self.describe[ring].bytes / 4;
         let w = self.describe[ring].words(capacity);
         w[Layout::STEP] = self.number;
-        for (i, (s, n)) in batch.segments.iter().zip(&counts).enumerate() {
-            first.push(row);
+        // rows of output come first, and each kind's kernels count from its own first row
+        for i in output.iter().chain(&prompts).copied() {
+            let (s, n) = (&batch.segments[i], counts[i]);
+            let prompt = row >= decoded;
+            first[i] = row;
             let end = s.start as usize + n;
             let blocks = &s.blocks[..end.div_ceil(BLOCK_TOKENS)];
             w[l.blocks() + tables..][..blocks.len()].copy_from_slice(blocks);
-            for j in 0..*n {
+            for j in 0..n {
                 w[l.position() + row + j] = s.start + j as u32;
                 w[l.id() + row + j] = match &s.input {
                     Input::Ids(ids) => ids[j],
@@ -361,17 +389,19 @@ impl CudaProgram {
                 };
                 w[l.slot() + row + j] = s.slot;
                 w[l.table() + row + j] = tables as u32;
+                w[l.partial_at() + row + j] = partials as u32;
+                partials += if prompt { 0 } else { (s.start as usize + j) / SPAN + 1 };
             }
-            for j in (0..*n).step_by(tile_rows) {
-                w[l.tile_row() + tiles] = (row + j) as u32;
-                w[l.tile_rows() + tiles] = (n - j).min(tile_rows) as u32;
-                tiles += 1;
+            let own = if prompt { row - decoded } else { row };
+            for j in (0..n).step_by(tile_rows) {
+                let tile = &mut tiles[usize::from(prompt)];
+                w[l.tile_row() + *tile] = (own + j) as u32;
+                w[l.tile_rows() + *tile] = (n - j).min(tile_rows) as u32;
+                *tile += 1;
             }
-            if row < l.rows {
-                w[l.partial_at() + row] = partials as u32;
+            if !prompt {
+                splits = splits.max(end.div_ceil(SPAN));
             }
-            let spans = end.div_ceil(SPAN);
-            (partials, splits) = (partials + spans, splits.max(spans));
             let logits = s.want.rows();
             for (j, r) in (row + n - logits..row + n).enumerate() {
                 w[l.map() + wanted.len()] = r as u32;
@@ -390,11 +420,14 @@ impl CudaProgram {
             row += n;
             tables += blocks.len();
         }
-        let apart = rows <= TOGETHER && counts.iter().all(|n| *n == 1) && partials <= self.low.partials;
+        let longest = output.iter().map(|i| counts[*i]).max().unwrap_or(0);
+        let apart = decoded <= TOGETHER && longest <= ALONE_MAX && partials <= self.low.partials;
         let shape = Shape {
-            rows,
+            rows: decoded,
+            prompts: rows - decoded,
             splits: if apart { splits.next_power_of_two() } else { 0 },
-            tiles: if apart { 0 } else { tiles },
+            several: longest > 1,
+            tiles: [if apart { 0 } else { tiles[0] - of_prompts }, of_prompts],
             sampled: if on_device { wanted.len() } else { 0 },
             cut: on_device
                 && batch
@@ -417,19 +450,20 @@ impl CudaProgram {
         };
         // SAFETY: here and below: arguments are the kernels', and point into the arena and the description.
         unsafe {
-            self.stream.launch(&self.kernels.enter, [shape.rows, self.low.hidden.div_ceil(256), 1], &enter)?
+            self.stream.launch(&self.kernels.enter, [shape.rows + shape.prompts, self.low.hidden.div_ceil(256), 1], &enter)?
         };
+        let kinds = [
+            Rows { first: 0, n: shape.rows, prompt: false },
+            Rows { first: shape.rows, n: shape.prompts, prompt: true },
+        ];
         for step in &self.low.steps {
-            match step {
-                Low::Gemm(s) => self.gemm(s, shape.rows, 0)?,
-                Low::Settle(s) => unsafe {
-                    self.stream.launch(
-                        &self.kernels.settles[s.kernel],
-                        [shape.rows, 1, 1],
-                        &SettleArgs { trace: self.trace.next("settle", 0), ..s.args },
-                    )?;
-                },
-                Low::Attend(s) => self.attend(s, shape, l)?,
+            for rows in kinds.into_iter().filter(|r| r.n > 0) {
+                match step {
+                    Low::Gemm(s) if rows.prompt => self.prompt(s, rows)?,
+                    Low::Gemm(s) => self.gemm(s, rows.n, 0)?,
+                    Low::Settle(s) => self.settle(s, rows)?,
+                    Low::Attend(s) => self.attend(s, rows, shape, l)?,
+                }
             }
         }
         if shape.sampled > 0 {
@@ -462,31 +496,62 @@ impl CudaProgram {
         unsafe { self.stream.launch(&self.kernels.gemms[s.kernel][kernel], grid, &args) }
     }
 
-    fn attend(&self, s: &AttendStep, shape: Shape, l: Layout) -> Result<(), DeviceError> {
-        let at = |word: usize| self.described.at + 4 * word as u64;
+    /// A product of prompts' rows.
+    fn prompt(&self, s: &GemmStep, rows: Rows) -> Result<(), DeviceError> {
         let mut args = s.args;
-        args.cache.position = at(l.position());
-        args.cache.table = at(l.table());
+        args.columns = rows.n as i32;
+        args.trace = self.trace.next(s.name, s.bytes);
+        args.out += (rows.first * s.stride * 4) as u64;
+        let blocks = self.low.hidden / 32;
+        args.input = args.input.from_row(rows.first, s.pairs, blocks);
+        args.next = args.next.from_row(rows.first, s.next_pairs, blocks);
+        let width = PROMPT_WIDTHS.iter().position(|most| *most >= rows.n).unwrap_or(PROMPT_WIDTHS.len() - 1);
+        let grid = [rows.n.div_ceil(PROMPT_WIDTHS[width]), s.units[1], 1];
+        // SAFETY: as in `launch`.
+        unsafe { self.stream.launch(&self.kernels.prompts[s.kernel][width], grid, &args) }
+    }
+
+    fn settle(&self, s: &SettleStep, rows: Rows) -> Result<(), DeviceError> {
+        let hidden = self.low.hidden;
+        let mut args = SettleArgs { trace: self.trace.next("settle", 0), ..s.args };
+        args.x += (rows.first * hidden * 4) as u64;
+        args.y += (rows.first * hidden * 4) as u64;
+        args.next = args.next.from_row(rows.first, hidden.div_ceil(PAIR), hidden / 32);
+        let kernel = s.kernels[usize::from(rows.prompt)];
+        // SAFETY: as in `launch`.
+        unsafe { self.stream.launch(&self.kernels.settles[kernel], [rows.n, 1, 1], &args) }
+    }
+
+    fn attend(&self, s: &AttendStep, rows: Rows, shape: Shape, l: Layout) -> Result<(), DeviceError> {
+        let at = |word: usize| self.described.at + 4 * word as u64;
+        let stride = (s.heads.heads + 2 * s.heads.kv_heads) * s.heads.head_dim;
+        let mut args = s.args;
+        args.cache.qkv += (rows.first * stride * 4) as u64;
+        args.cache.angles += (rows.first * s.angles * 8) as u64;
+        args.cache.position = at(l.position() + rows.first);
+        args.cache.table = at(l.table() + rows.first);
         args.cache.blocks = at(l.blocks());
-        args.tile_row = at(l.tile_row());
-        args.tile_rows = at(l.tile_rows());
         args.partial_at = at(l.partial_at());
-        let [fill, split, whole] = &self.kernels.attends[s.kernel];
+        let (kernels, kind) = (&self.kernels.attends[s.kernel], usize::from(rows.prompt));
+        let tile = [shape.tiles[1], 0][kind];
+        args.tile_row = at(l.tile_row() + tile);
+        args.tile_rows = at(l.tile_rows() + tile);
+        let alone = shape.splits > 0 && !rows.prompt;
         // SAFETY: as in `launch`.
         unsafe {
             args.cache.trace = self.trace.next("attend", 0);
-            if shape.splits > 0 {
+            if !alone || shape.several {
+                self.stream.launch(&kernels.fill, [rows.n, 1, 1], &args.cache)?;
+                args.cache.trace = self.trace.next("attend", 0);
+            }
+            if alone {
                 // a window of w positions touches this many spans at most
                 let most = s.window.map_or(usize::MAX, |w| w.div_ceil(SPAN) + 1);
-                return self.stream.launch(
-                    split,
-                    [s.heads.kv_heads, shape.splits.min(most), shape.rows],
-                    &args,
-                );
+                let kernel = if shape.several { &kernels.filled } else { &kernels.split };
+                return self.stream.launch(kernel, [s.heads.kv_heads, shape.splits.min(most), rows.n], &args);
             }
-            self.stream.launch(fill, [shape.rows, 1, 1], &args.cache)?;
-            args.cache.trace = self.trace.next("attend", 0);
-            self.stream.launch(whole, [shape.tiles, s.heads.kv_heads, 1], &args)
+            let kernel = if rows.prompt { &kernels.prompt } else { &kernels.tile };
+            self.stream.launch(kernel, [shape.tiles[kind], s.heads.kv_heads, 1], &args)
         }
     }
 

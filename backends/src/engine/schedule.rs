@@ -50,7 +50,7 @@ impl Engine {
     /// Named blocks that hold the beginning of a sequence, and how many of them somebody uses. The last token is never
     /// among them: its row gives the next one.
     fn hits(&self, sequence: &mut Sequence) -> (Vec<u32>, usize) {
-        let most = (sequence.tokens.len() - 1) / BLOCK_TOKENS;
+        let most = (sequence.tokens.len() - 1).min(sequence.sharable()) / BLOCK_TOKENS;
         let keys = sequence.keys(self.config.model, self.config.layout.kv);
         let mut in_use = 0;
         let found = keys.iter().take(most).map_while(|&key| self.pool.find(key));
@@ -103,7 +103,8 @@ impl Engine {
             if rows == 0 || !self.extend(slot, rows) {
                 continue;
             }
-            let guesses = if all_decode { self.guess(slot, expected) } else { Some(Vec::new()) };
+            let in_prompt = self.running[slot].as_ref().is_some_and(|s| s.in_prompt());
+            let guesses = if all_decode && !in_prompt { self.guess(slot, expected) } else { Some(Vec::new()) };
             let (Some(sequence), Some(guesses)) = (&mut self.running[slot], guesses) else { continue };
             let of_prompt = sequence.prompt.saturating_sub(sequence.computed).min(rows) as u64;
             let segment = match sequence.segment(slot, rows, guesses) {

@@ -32,6 +32,8 @@ pub(crate) struct Sequence {
     pub(crate) tokens: Vec<u32>,
     /// Tokens of the prompt.
     pub(crate) prompt: usize,
+    /// [`crate::program::Program::prompts_apart`].
+    pub(crate) apart: bool,
     /// Of `tokens`, when it ends.
     limit: usize,
     ignore_eos: bool,
@@ -89,6 +91,7 @@ impl Sequence {
             outbox: Outbox { sink, events: VecDeque::new() },
             stalled: None,
             prompt,
+            apart: false,
             limit: (context as usize).min(prompt.saturating_add(ask.max_tokens as usize)),
             ignore_eos: ask.ignore_eos,
             salt: ask.salt,
@@ -123,13 +126,24 @@ impl Sequence {
 
     /// Rows that may be computed next, one if it decodes; 0 if it has to wait for a step in flight.
     pub(crate) fn rows(&self) -> usize {
-        let known = self.tokens.len().saturating_sub(self.computed);
+        let end = if self.in_prompt() { self.prompt } else { self.tokens.len() };
+        let known = end.saturating_sub(self.computed);
         if known > 0 {
             return known;
         }
         // The next id is on its way; a device can go on from it, unless the choice needs the host.
         let ready = self.counts.is_none() && self.masks.is_none() && self.guessed.is_empty();
         usize::from(ready && self.tokens.len() + self.pending < self.limit)
+    }
+
+    /// Whether the next row is a prompt's, and so not of a kind with an answer's.
+    pub(crate) fn in_prompt(&self) -> bool {
+        self.apart && self.computed < self.prompt
+    }
+
+    /// Tokens whose keys and values others may adopt: where they depend on it, only a prompt's.
+    pub(crate) fn sharable(&self) -> usize {
+        if self.apart { self.prompt } else { self.tokens.len() }
     }
 
     /// Guesses at what comes after the last token, at most so many, as far as they pay; see [`Lookup::guess`].
@@ -164,7 +178,7 @@ impl Sequence {
 
     /// Names computed blocks, as far as names are known.
     pub(crate) fn register(&mut self, pool: &mut BlockPool) {
-        let full = self.computed.min(self.tokens.len()) / BLOCK_TOKENS;
+        let full = self.computed.min(self.sharable()) / BLOCK_TOKENS;
         while self.registered < full.min(self.keys.len()) {
             pool.register(self.blocks[self.registered], self.keys[self.registered]);
             self.registered += 1;
@@ -210,6 +224,7 @@ impl Sequence {
             masks = grammar.allowed(&guesses)?;
             guesses.truncate(masks.len() - 1);
         }
+        let prompt = start < self.prompt;
         let input = match self.tokens.get(start..start + rows) {
             Some(known) => Input::Ids([known, &guesses].concat()),
             None => Input::LastSampled,
@@ -225,7 +240,7 @@ impl Sequence {
         };
         self.computed += guesses.len();
         self.guessed = guesses;
-        Ok(Segment { slot: slot as u32, start: start as u32, input, blocks: self.table(), want })
+        Ok(Segment { slot: slot as u32, start: start as u32, prompt, input, blocks: self.table(), want })
     }
 
     /// Takes what was sampled behind the last token and behind each guess, as far as they were right. Says how many tokens

@@ -52,19 +52,36 @@ fn logits(output: &SegmentOutput) -> Vec<u32> {
     }
 }
 
-/// Three sequences, cut and mixed at random, against each of them alone and whole.
+/// Three sequences, cut and mixed at random, against each of them alone and whole: prompts, and what comes after them.
 pub fn check_invariance(device: &dyn Device, family: &'static str, seed: u64) {
-    eprintln!("{family}, seed {seed}");
-    let (file, plan) = model(family, seed);
+    check_invariance_of(device, model(family, seed), [33, 0, 64], seed);
+    check_invariance_of(device, model(family, seed), [0, 17, 31], seed);
+}
+
+/// The same for one model; `prompts`: how long each sequence's is.
+pub fn check_invariance_of(
+    device: &dyn Device,
+    (file, plan): (ModelFile, Plan),
+    prompts: [usize; 3],
+    seed: u64,
+) {
+    eprintln!("prompts of {prompts:?}, seed {seed}");
     let all = 0..plan.layers.len();
     let sequences: Vec<Vec<u32>> = [50, 17, 64].map(|n| ids(seed + n as u64, n)).into();
+    let prompts = [0, 1, 2].map(|s| prompts[s].min(sequences[s].len()));
     let alone: Vec<Vec<u32>> = sequences
         .iter()
-        .map(|ids| {
+        .zip(prompts)
+        .map(|(ids, prompt)| {
             let mut program = device.compile(&file, &plan, all.clone(), LAYOUT).unwrap();
-            let (input, want) = (Input::Ids(ids.clone()), Want::Logits(ids.len() as u32));
-            let segment = Segment { slot: 0, start: 0, input, blocks: [0, 1].into(), want };
-            logits(&step(&mut *program, vec![segment])[0])
+            let mut found = Vec::new();
+            for (from, to) in [(0, prompt), (prompt, ids.len())].into_iter().filter(|(from, to)| from < to) {
+                let (input, want) = (Input::Ids(ids[from..to].to_vec()), Want::Logits((to - from) as u32));
+                let (start, prompt, blocks) = (from as u32, from < prompt, [0, 1].into());
+                let segment = Segment { slot: 0, start, prompt, input, blocks, want };
+                found.extend(logits(&step(&mut *program, vec![segment])[0]));
+            }
+            found
         })
         .collect();
     let tables: [Arc<[u32]>; 3] = [[9, 2].into(), [15].into(), [0, 7].into()];
@@ -75,7 +92,8 @@ pub fn check_invariance(device: &dyn Device, family: &'static str, seed: u64) {
         let mut segments = Vec::new();
         let mut expected = Vec::new();
         for s in 0..3 {
-            let left = sequences[s].len() - done[s];
+            let prompt = done[s] < prompts[s];
+            let left = if prompt { prompts[s] } else { sequences[s].len() } - done[s];
             let n = [0, 1, 1, 3, 16, 21][draw.below(6) as usize].min(left);
             if n == 0 {
                 continue;
@@ -84,12 +102,12 @@ pub fn check_invariance(device: &dyn Device, family: &'static str, seed: u64) {
             let input = Input::Ids(sequences[s][from..to].to_vec());
             let want = Want::Logits(n as u32);
             let (slot, blocks) = (3 - s as u32, tables[s].clone());
-            segments.push(Segment { slot, start: from as u32, input, blocks, want });
+            segments.push(Segment { slot, start: from as u32, prompt, input, blocks, want });
             expected.push(&alone[s][from * plan.vocab..to * plan.vocab]);
             done[s] = to;
         }
         for (output, expected) in step(&mut *program, segments).iter().zip(expected) {
-            assert!(logits(output) == expected, "{family}, seed {seed}: other bits after {done:?}");
+            assert!(logits(output) == expected, "prompts of {prompts:?}, seed {seed}: other bits after {done:?}");
         }
     }
 }
@@ -105,7 +123,7 @@ pub fn check_halves(device: &dyn Device, family: &'static str) {
     for start in [0, 30, 31] {
         let ids = ids(u64::from(start) + 1, if start == 0 { 30 } else { 1 });
         let want = Want::Logits(1);
-        let segment = |input, want| Segment { slot: 0, start, input, blocks: blocks.clone(), want };
+        let segment = |input, want| Segment { slot: 0, start, prompt: false, input, blocks: blocks.clone(), want };
         let expected = step(&mut *whole, vec![segment(Input::Ids(ids.clone()), want.clone())]);
         let between = step(&mut *first, vec![segment(Input::Ids(ids), Want::Hidden)]);
         let [SegmentOutput::Hidden(hidden)] = &between[..] else { panic!("{between:?}") };
@@ -130,7 +148,7 @@ pub fn check_last_sampled(device: &dyn Device) {
         let mut start = 0;
         for position in 20..40 {
             let want = Want::Sample(vec![spec(position)]);
-            let segment = Segment { slot: 2, start, input, blocks: [1, 0].into(), want };
+            let segment = Segment { slot: 2, start, prompt: false, input, blocks: [1, 0].into(), want };
             let output = step(&mut *program, vec![segment]);
             let [SegmentOutput::Sampled(tokens)] = &output[..] else { panic!("{output:?}") };
             let [token] = &tokens[..] else { panic!("{output:?}") };
@@ -159,7 +177,7 @@ pub fn check_several_sampled(device: &dyn Device) {
                 let first = if cut[0] == 0 { cut[1] - 3 } else { cut[0] };
                 let want = Want::Sample((first..cut[1]).map(|at| spec(at as u32 + 1)).collect());
                 let input = Input::Ids(known[cut[0]..cut[1]].to_vec());
-                let segment = Segment { slot: 1, start: cut[0] as u32, input, blocks: [1, 0].into(), want };
+                let segment = Segment { slot: 1, start: cut[0] as u32, prompt: false, input, blocks: [1, 0].into(), want };
                 let other = Segment { slot: 2, blocks: [5, 6].into(), ..segment.clone() };
                 let output = step(&mut *program, vec![segment, other]);
                 let [SegmentOutput::Sampled(one), SegmentOutput::Sampled(two)] = &output[..] else {
@@ -185,6 +203,7 @@ pub fn check_refusals(device: &dyn Device) {
     let good = || Segment {
         slot: 0,
         start: 0,
+        prompt: false,
         input: Input::Ids(vec![1]),
         blocks: [0].into(),
         want: Want::Logits(1),

@@ -19,14 +19,19 @@ pub fn model(family: &'static str, ty: GgmlType) -> ModelFile {
     random.file()
 }
 
-/// Logits of every row of 70 tokens, prefilled at once.
+/// Logits of every row of 70 tokens, computed at once.
 pub fn logits(device: &dyn Device, file: &ModelFile, kv: KvType) -> Vec<f32> {
+    logits_of(device, file, kv, false)
+}
+
+/// The same; `prompt`: as a prompt.
+pub fn logits_of(device: &dyn Device, file: &ModelFile, kv: KvType, prompt: bool) -> Vec<f32> {
     let plan = models::plan(file).unwrap();
     let layout = KvLayout { blocks: 4, kv, slots: 1, rows: 128 };
     let mut program = device.compile(file, &plan, 0..plan.layers.len(), layout).unwrap();
     let ids: Vec<u32> = (0..70u32).map(|i| (i * 37 + 11) % plan.vocab as u32).collect();
     let want = Want::Logits(ids.len() as u32);
-    let segment = Segment { slot: 0, start: 0, input: Input::Ids(ids), blocks: [2, 0, 3].into(), want };
+    let segment = Segment { slot: 0, start: 0, prompt, input: Input::Ids(ids), blocks: [2, 0, 3].into(), want };
     match step(&mut *program, vec![segment]).remove(0) {
         SegmentOutput::Logits(l) => l,
         other => panic!("{other:?}"),

@@ -1,11 +1,11 @@
 //! The CUDA device against the reference, and its own promise: the same bits whatever the batch. Needs a GPU, so these
 //! run with `cargo xtask test --gpu cuda`.
 use crate::conformance::{
-    check_halves, check_invariance, check_last_sampled, check_refusals, check_several_sampled, model, near,
+    check_halves, check_invariance, check_invariance_of, check_last_sampled, check_refusals, check_several_sampled, model, near,
     step,
 };
 use crate::family;
-use crate::golden::{self, device::mean_kl};
+use crate::golden::{self, device::mean_kl_of};
 use std::sync::Arc;
 use std::time::Instant;
 use weir_backends::cuda::Cuda;
@@ -25,9 +25,12 @@ fn gpu() -> Cuda {
 /// A random model whose matrices have type `ty`, against the reference on the same file.
 fn check_type(device: &Cuda, family: &'static str, ty: GgmlType, kv: KvType, tolerance: f64) -> bool {
     let file = near::model(family, ty);
-    let error = near::error(&near::logits(device, &file, kv), &near::reference(&file));
-    eprintln!("{family} {ty:?} {kv:?}: {error:.2e}");
-    error < tolerance
+    let reference = near::reference(&file);
+    [false, true].into_iter().all(|prompt| {
+        let error = near::error(&near::logits_of(device, &file, kv, prompt), &reference);
+        eprintln!("{family} {ty:?} {kv:?}{}: {error:.2e}", if prompt { ", a prompt" } else { "" });
+        error < tolerance
+    })
 }
 
 #[test]
@@ -79,6 +82,9 @@ fn batches_do_not_show_in_the_bits() {
     let families = ["llama", "gemma3", "qwen2", "qwen3"];
     for (seed, family) in families.into_iter().enumerate().take(if EMULATED { 2 } else { 4 }) {
         check_invariance(&gpu, family, seed as u64 + 1);
+        let file = near::model(family, GgmlType::Q4_K);
+        let plan = models::plan(&file).unwrap();
+        check_invariance_of(&gpu, (file, plan), [40, 9, 64], seed as u64 + 9);
     }
     check_halves(&gpu, "gemma3");
     check_last_sampled(&gpu);
@@ -120,6 +126,7 @@ fn prefill_from(
         let segment = Segment {
             slot: 0,
             start: (from + i * chunk) as u32,
+            prompt: false,
             input: Input::Ids(ids.to_vec()),
             blocks: blocks.clone(),
             want: Want::Logits(ids.len() as u32),
@@ -160,6 +167,7 @@ fn long_sequences_have_the_same_bits_alone_together_and_at_once() {
                     let segment = Segment {
                         slot: s as u32,
                         start: 0,
+                        prompt: false,
                         input: Input::Ids(prompts[s].clone()),
                         blocks: tables[s].clone(),
                         want: greedy(n),
@@ -170,6 +178,7 @@ fn long_sequences_have_the_same_bits_alone_together_and_at_once() {
                     let segments = group.iter().map(|&s| Segment {
                         slot: s as u32,
                         start: found[s].len() as u32 - 1,
+                        prompt: false,
                         input: Input::LastSampled,
                         blocks: tables[s].clone(),
                         want: greedy(found[s].len() as u32),
@@ -213,7 +222,7 @@ fn random_choices_are_those_of_the_rule() {
     let mut program = gpu().compile(&file, &plan, 0..plan.layers.len(), layout).unwrap();
     let ids: Vec<u32> = (0..20).collect();
     let mut run = |want| {
-        let segment = Segment { slot: 0, start: 0, input: Input::Ids(ids.clone()), blocks: [1].into(), want };
+        let segment = Segment { slot: 0, start: 0, prompt: false, input: Input::Ids(ids.clone()), blocks: [1].into(), want };
         step(&mut *program, vec![segment]).remove(0)
     };
     let SegmentOutput::Logits(row) = run(Want::Logits(1)) else { panic!("no logits") };
@@ -238,9 +247,12 @@ fn golden_logits() {
     for model in ["smollm2", "gemma3", "qwen2"] {
         let peer = golden::read(model).peer_kl;
         let start = Instant::now();
-        if let Some(kl) = mean_kl(&gpu(), model, 128) {
-            eprintln!("{model}: mean KL {kl:.3e}, llama.cpp {peer:.3e}, in {:.1?}", start.elapsed());
-            assert!(kl <= 1.25 * peer, "{model}: mean KL {kl:e}, llama.cpp's own is {peer:e}");
+        for prompt in [true, false] {
+            if let Some(kl) = mean_kl_of(&gpu(), model, 128, usize::MAX, prompt) {
+                let kind = if prompt { "as a prompt" } else { "as an answer" };
+                eprintln!("{model} {kind}: mean KL {kl:.3e}, llama.cpp {peer:.3e}, in {:.1?}", start.elapsed());
+                assert!(kl <= 1.25 * peer, "{model}: mean KL {kl:e}, llama.cpp's own is {peer:e}");
+            }
         }
     }
 }

@@ -27,11 +27,11 @@ pub fn is_full() -> bool {
 /// Mean over the positions of KL(golden || device), in nats, the text going in by `chunk` tokens at a time. None where
 /// the model isn't there.
 pub fn mean_kl(device: &dyn Device, model: &str, chunk: usize) -> Option<f64> {
-    mean_kl_of(device, model, chunk, usize::MAX)
+    mean_kl_of(device, model, chunk, usize::MAX, true)
 }
 
-/// The same, of the first `positions` only.
-pub fn mean_kl_of(device: &dyn Device, model: &str, chunk: usize, positions: usize) -> Option<f64> {
+/// The same, of the first `positions` only; `prompt`: as a prompt.
+pub fn mean_kl_of(device: &dyn Device, model: &str, chunk: usize, positions: usize, prompt: bool) -> Option<f64> {
     let file = ModelFile::open(&model_path(model)?).unwrap();
     let plan = models::plan(&file).unwrap();
     let mut golden: Golden = super::read(model);
@@ -45,6 +45,7 @@ pub fn mean_kl_of(device: &dyn Device, model: &str, chunk: usize, positions: usi
         let segment = Segment {
             slot: 0,
             start: (i * chunk) as u32,
+            prompt,
             input: Input::Ids(ids.to_vec()),
             blocks: table.clone(),
             want: Want::Logits(ids.len() as u32),

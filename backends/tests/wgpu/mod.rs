@@ -87,7 +87,7 @@ fn check_sampling(gpu: &Wgpu, change: fn(&mut SampleSpec)) {
     let mut program = gpu.compile(&file, &plan, 0..plan.layers.len(), layout).unwrap();
     let mut segment = |want| {
         let input = Input::Ids((0..9).collect());
-        step(&mut *program, vec![Segment { slot: 0, start: 0, input, blocks: [1].into(), want }]).remove(0)
+        step(&mut *program, vec![Segment { slot: 0, start: 0, prompt: false, input, blocks: [1].into(), want }]).remove(0)
     };
     let SegmentOutput::Logits(logits) = segment(Want::Logits(1)) else { panic!("no logits") };
     for seed in 0..40 {
@@ -167,6 +167,7 @@ fn check_one_by_one(gpu: &Wgpu, file: &ModelFile, length: u32) {
             let segment = Segment {
                 slot: 0,
                 start: (i * each) as u32,
+                prompt: false,
                 input: Input::Ids(ids.to_vec()),
                 blocks: [7, 0, 3, 1, 4, 13, 12, 11, 10, 9, 8, 6, 5, 2].into(),
                 want: Want::Logits(ids.len() as u32),
@@ -196,7 +197,7 @@ fn decoding_has_the_bits_of_prefilling() {
 fn check_golden(model: &str, positions: usize) {
     let Some(gpu) = gpu() else { return };
     let (start, peer) = (Instant::now(), golden::read(model).peer_kl);
-    if let Some(kl) = mean_kl_of(&gpu, model, 64, positions) {
+    if let Some(kl) = mean_kl_of(&gpu, model, 64, positions, true) {
         eprintln!("{model}: mean KL {kl:.3e}, llama.cpp {peer:.3e}, in {:.1?}", start.elapsed());
         assert!(kl <= 1.25 * peer, "{model}: mean KL {kl:e}, llama.cpp's own is {peer:e}");
     }

@@ -1,7 +1,8 @@
 //! `cuda [MODEL...]`: what a GPU makes of models of the usual shapes with random weights, or of a file.
 //!
 //! MODEL is `0.6b-q8_0`, `1b-q4_k_m`, `1b-q8_0`, `1b-bf16`, `8b-q4_k_m`, `8b-q8_0`, or a path to a .gguf. The roofline
-//! beside each figure is `weight_bytes / (0.92 * bandwidth)`, with the bandwidth measured in this run.
+//! beside each figure is `bytes / (0.92 * bandwidth)`, with the bandwidth measured in this run; bytes are those of the weights
+//! and, behind a long context, of the cached keys and values that a token reads.
 use anyhow::{Context as _, Result};
 use std::path::Path;
 use std::sync::Arc;
@@ -17,6 +18,10 @@ use weir_benches::shapes;
 use weir_scheduler::{BLOCK_TOKENS, KvType, Sampling};
 
 const REPEATS: usize = 5;
+/// Contexts behind which decoding is timed.
+const LONG: [u32; 2] = [4096, 32768];
+/// Most tokens of a prompt that go in at once.
+const PIECE: u32 = 2048;
 
 fn main() -> Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -49,6 +54,23 @@ fn weight_bytes(file: &ModelFile, plan: &Plan) -> u64 {
     names.iter().filter_map(|name| file.tensor(name)).map(|t| t.bytes).sum()
 }
 
+/// Bytes of keys and values that a token at position `at` reads, kept as halves.
+fn cache_bytes(plan: &Plan, at: usize) -> u64 {
+    let steps = plan.layers.iter().flatten();
+    let mut heads = None;
+    steps.fold(0, |sum, step| match step {
+        Step::NormQkvRopeCache(s) => {
+            heads = Some(s.heads);
+            sum
+        }
+        Step::Attend(s) => {
+            let seen = s.window.map_or(at, |w| at.min(w));
+            sum + heads.map_or(0, |h| (seen * h.kv_heads * h.head_dim * 4) as u64)
+        }
+        _ => sum,
+    })
+}
+
 struct Bench {
     program: Box<dyn Program>,
     /// Of the profile, up to the last report.
@@ -78,13 +100,13 @@ impl Bench {
         let blocks: Arc<[u32]> = (slot * self.blocks..(slot + 1) * self.blocks).collect();
         let sampling = Arc::new(Sampling { temperature: 0.0, ..Sampling::default() });
         let spec = SampleSpec { sampling, position: start + rows, counts: Vec::new(), mask: None };
-        Segment { slot, start, input, blocks, want: Want::Sample(vec![spec]) }
+        Segment { slot, start, prompt: false, input, blocks, want: Want::Sample(vec![spec]) }
     }
 
     fn prompt(&self, slot: u32, start: u32, n: u32) -> Segment {
         let ids =
             (start..start + n).map(|i| (i.wrapping_mul(7919) + 31 * slot + 1000) % self.vocab).collect();
-        self.segment(slot, start, Input::Ids(ids), n)
+        Segment { prompt: true, ..self.segment(slot, start, Input::Ids(ids), n) }
     }
 
     fn wait(&mut self) -> Result<StepOutput> {
@@ -101,14 +123,14 @@ impl Bench {
         self.wait().map(drop)
     }
 
-    /// Fills `slot` up to `n` positions, in pieces of 512.
-    fn fill(&mut self, slot: u32, n: u32) -> Result<f64> {
+    /// Fills `slot` from position `from` up to `to`, in pieces of [`PIECE`] tokens. Returns tokens a second.
+    fn fill(&mut self, slot: u32, from: u32, to: u32) -> Result<f64> {
         let began = Instant::now();
-        for from in (0..n).step_by(512) {
-            let piece = self.prompt(slot, from, (n - from).min(512));
+        for at in (from..to).step_by(PIECE as usize) {
+            let piece = self.prompt(slot, at, (to - at).min(PIECE));
             self.step(vec![piece])?;
         }
-        Ok(f64::from(n) / began.elapsed().as_secs_f64())
+        Ok(f64::from(to - from) / began.elapsed().as_secs_f64())
     }
 
     /// Tokens a second of `streams` sequences from position `at` on.
@@ -157,39 +179,44 @@ fn run(gpu: &Cuda, bandwidth: f64, name: &str) -> Result<()> {
     let bytes = weight_bytes(&file, &plan) as f64;
     let began = Instant::now();
     let small = std::env::var_os("WEIR_BENCH_SMALL").is_some();
-    let (slots, context) = if small { (8, 1024) } else { (128, 4096 + 256) };
+    let (slots, context) = if small { (8, 1024) } else { (128, LONG[LONG.len() - 1] + 256) };
     let blocks = 1 + context / BLOCK_TOKENS as u32;
     let own = 16u32.max(1024 / BLOCK_TOKENS as u32);
     let total = (slots * own).max(blocks) + blocks;
-    let layout = KvLayout { blocks: total, kv: KvType::F16, slots, rows: 512 };
+    let layout = KvLayout { blocks: total, kv: KvType::F16, slots, rows: PIECE };
     let program = gpu.compile(&file, &plan, 0..plan.layers.len(), layout)?;
     let label = name.rsplit('/').next().unwrap_or(name);
     println!("{label:<12} loaded in {:.2?}, {:.2} GB a token", began.elapsed(), bytes / 1e9);
     let mut bench =
         Bench { program, reported: Vec::new(), vocab: (plan.vocab as u32).min(30_000), blocks: own };
-    let line = |workload: &str, rate: f64, streams: u32| {
+    let line = |workload: &str, rate: f64, streams: u32, at: u32| {
         let steps = rate / f64::from(streams);
+        let bytes = bytes + f64::from(streams) * cache_bytes(&plan, at as usize) as f64;
         let share = 100.0 * steps * bytes / bandwidth;
         let roofline = f64::from(streams) * 0.92 * bandwidth / bytes;
         println!("{label:<12} {workload:<14} {rate:>10.1} {share:>7.1}% {roofline:>9.0}");
     };
-    bench.fill(0, 16)?;
+    bench.fill(0, 0, 16)?;
     bench.report();
-    line("decode", median(|| bench.decode(1, 16, 128))?, 1);
+    line("decode", median(|| bench.decode(1, 16, 128))?, 1, 64);
     bench.report();
-    println!("{label:<12} prefill 512    {:>10.1}", median(|| bench.fill(0, 512))?);
+    println!("{label:<12} prefill 512    {:>10.1}", median(|| bench.fill(0, 0, 512))?);
     bench.report();
     let batches: &[u32] = if small { &[4, 8] } else { &[4, 8, 32, 128] };
     for &streams in batches {
         for slot in 0..streams {
-            bench.fill(slot, 16)?;
+            bench.fill(slot, 0, 16)?;
         }
-        line(&format!("batch {streams}"), median(|| bench.decode(streams, 16, 64))?, streams);
+        line(&format!("batch {streams}"), median(|| bench.decode(streams, 16, 64))?, streams, 48);
     }
     if !small {
         bench.blocks = blocks;
-        println!("{label:<12} prefill 4096   {:>10.1}", bench.fill(0, 4096)?);
-        line("decode at 4k", median(|| bench.decode(1, 4096, 64))?, 1);
+        let mut filled = 0;
+        for at in LONG {
+            println!("{label:<12} prefill {at:<6} {:>10.1}", bench.fill(0, filled, at)?);
+            line(&format!("decode at {}k", at / 1024), median(|| bench.decode(1, at, 64))?, 1, at);
+            filled = at;
+        }
     }
     Ok(())
 }

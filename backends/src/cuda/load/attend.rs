@@ -99,7 +99,14 @@ impl Lowering<'_> {
             ..AttendArgs::default()
         };
         let tile_rows = whole * 16 / group;
-        self.out.steps.push(Low::Attend(AttendStep { kernel, heads: h, args, tile_rows, window: s.window }));
+        self.out.steps.push(Low::Attend(AttendStep {
+            kernel,
+            heads: h,
+            args,
+            angles: self.angles.max(1),
+            tile_rows,
+            window: s.window,
+        }));
         Ok(())
     }
 }

@@ -1,6 +1,6 @@
 //! What lies where in GPU memory: working memory, matrices, vectors.
 use super::super::args::{Acts, Matrix};
-use super::super::forms::{Form, PAIR, TILE, WIDE_TILES};
+use super::super::forms::{Form, PAIR, PROMPT_ROWS, TILE, WIDE_TILES};
 use super::{Lowering, PackJob, TOGETHER, unsupported};
 use crate::gguf::{GgmlType, TensorInfo};
 use crate::plan::{Linear, Plan, Step};
@@ -48,6 +48,7 @@ impl Lowering<'_> {
     pub(super) fn acts(&mut self, cols: usize) -> Acts {
         // products read whole tiles of columns
         let pairs = (self.rows + TOGETHER) * cols.div_ceil(PAIR);
+        let prompts = if self.out.prompts { self.rows.next_multiple_of(PROMPT_ROWS) } else { 0 };
         Acts {
             q: self.take(pairs * 64),
             d: self.take(pairs * 8),
@@ -56,6 +57,7 @@ impl Lowering<'_> {
             hd: self.take(pairs * 8),
             sums: self.take(pairs * 8),
             squares: self.take(self.rows * cols.div_ceil(32) * 4),
+            prompt: self.take(prompts * cols.div_ceil(PAIR) * PAIR * 2),
         }
     }
 
