@@ -40,7 +40,14 @@ impl Scorer {
         let n = ids.len() as u32;
         let start = self.at.replace_with(|at| *at + n);
         let input = Input::Ids(ids);
-        let segment = Segment { slot: 0, start, prompt: false, input, blocks: self.blocks.clone(), want: Want::Logits(n) };
+        let segment = Segment {
+            slot: 0,
+            start,
+            prompt: false,
+            input,
+            blocks: self.blocks.clone(),
+            want: Want::Logits(n),
+        };
         self.program.borrow_mut().submit(Batch { segments: vec![segment] })?;
         let output = loop {
             let polled = self.program.borrow_mut().poll();

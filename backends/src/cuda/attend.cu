@@ -114,7 +114,8 @@ template <class G> DEV void fill_cache(const CacheArgs &p) {
 
 // Shared memory of a tile of 16 MT query rows.
 template <class G, int MT> struct Shared {
-    static constexpr int Q = G::HD + 8, S = SPAN + 4, P = SPAN + 8;
+    // a lane reads sixteen bytes; rows are padded so that two rows' lie in different banks
+    static constexpr int Q = G::HD + (G::HD % 64 ? 64 : 32), S = SPAN + 4, P = SPAN + 32;
     u16 high[MT * 16][Q], low[MT * 16][Q];
     union {
         float scores[MT * 16][S];
@@ -238,19 +239,19 @@ DEV void attend_scores(const CacheArgs &p, S &s, const Span<G> &kv, int span, in
     for (int h = 0; h < G::HD; h += 32)
 #pragma unroll
         for (int m = 0; m < MT; m++)
+{
+            const int at = h + t * 8;
+            const uint4 h0 = *(const uint4 *)&s.high[m * 16 + g][at], h1 = *(const uint4 *)&s.high[m * 16 + g + 8][at];
+            const uint4 l0 = *(const uint4 *)&s.low[m * 16 + g][at], l1 = *(const uint4 *)&s.low[m * 16 + g + 8][at];
 #pragma unroll
-            for (int step = 0; step < 2; step++) {
-                const int at = h + t * 8 + step * 4;
-                const uint2 h0 = *(const uint2 *)&s.high[m * 16 + g][at], h1 = *(const uint2 *)&s.high[m * 16 + g + 8][at];
-                const uint2 l0 = *(const uint2 *)&s.low[m * 16 + g][at], l1 = *(const uint2 *)&s.low[m * 16 + g + 8][at];
-#pragma unroll
-                for (int n = 0; n < 2; n++) {
-                    const uint4 k = kv.k[h / 32][n];
-                    const u32 b0 = step ? k.z : k.x, b1 = step ? k.w : k.y;
-                    mma_f16(c[m][n], h0.x, h1.x, h0.y, h1.y, b0, b1);
-                    mma_f16(c[m][n], l0.x, l1.x, l0.y, l1.y, b0, b1);
-                }
+            for (int n = 0; n < 2; n++) {
+                const uint4 k = kv.k[h / 32][n];
+                mma_f16(c[m][n], h0.x, h1.x, h0.y, h1.y, k.x, k.y);
+                mma_f16(c[m][n], l0.x, l1.x, l0.y, l1.y, k.x, k.y);
+                mma_f16(c[m][n], h0.z, h1.z, h0.w, h1.w, k.z, k.w);
+                mma_f16(c[m][n], l0.z, l1.z, l0.w, l1.w, k.z, k.w);
             }
+        }
 #pragma unroll
     for (int m = 0; m < MT; m++)
 #pragma unroll
@@ -271,16 +272,23 @@ DEV void attend_scores(const CacheArgs &p, S &s, const Span<G> &kv, int span, in
         const int part = threadIdx.x & 15;
         float v[8], most = -INF;
 #pragma unroll
-        for (int i = 0; i < 8; i++) { v[i] = s.scores[r][part * 8 + i]; most = fmaxf(most, v[i]); }
+        for (int i = 0; i < 8; i += 4) {
+            const float4 four = *(const float4 *)&s.scores[r][part * 8 + i];
+            v[i] = four.x; v[i + 1] = four.y; v[i + 2] = four.z; v[i + 3] = four.w;
+        }
+#pragma unroll
+        for (int i = 0; i < 8; i++) most = fmaxf(most, v[i]);
 #pragma unroll
         for (int o = 8; o; o >>= 1) most = fmaxf(most, __shfl_xor_sync(ALL, most, o));
         float sum = 0;
+        u32 words[4];
 #pragma unroll
         for (int i = 0; i < 8; i++) {
             const u16 e = float_to_half(v[i] == -INF ? 0.0f : exp_(__fsub_rn(v[i], most)));
             sum = __fadd_rn(sum, half_to_float(e));
-            s.p[r][part * 8 + i] = e;
+            words[i >> 1] = i & 1 ? words[i >> 1] | (u32)e << 16 : e;
         }
+        *(uint4 *)&s.p[r][part * 8] = make_uint4(words[0], words[1], words[2], words[3]);
 #pragma unroll
         for (int o = 8; o; o >>= 1) sum = __fadd_rn(sum, __shfl_xor_sync(ALL, sum, o));
         if (part == 0) { s.most[r] = most; s.sum[r] = sum; }
@@ -302,13 +310,12 @@ template <class G, int MT, class S> DEV void attend_values(S &s, const Span<G> &
         for (int b = 0; b < 4; b++)
 #pragma unroll
             for (int m = 0; m < MT; m++)
-#pragma unroll
-                for (int step = 0; step < 2; step++) {
-                    const int at = b * 32 + t * 8 + step * 4;
-                    const uint2 a0 = *(const uint2 *)&s.p[m * 16 + g][at], a1 = *(const uint2 *)&s.p[m * 16 + g + 8][at];
-                    const uint4 v = kv.v[i][b];
-                    mma_f16(o[m][i], a0.x, a1.x, a0.y, a1.y, step ? v.z : v.x, step ? v.w : v.y);
-                }
+            {
+                const int at = b * 32 + t * 8;
+                const uint4 a0 = *(const uint4 *)&s.p[m * 16 + g][at], a1 = *(const uint4 *)&s.p[m * 16 + g + 8][at], v = kv.v[i][b];
+                mma_f16(o[m][i], a0.x, a1.x, a0.y, a1.y, v.x, v.y);
+                mma_f16(o[m][i], a0.z, a1.z, a0.w, a1.w, v.z, v.w);
+            }
     }
 }
 

@@ -18,8 +18,8 @@ pub const WIDE_SUMS: usize = WIDE_TILES * TILE * WIDE;
 pub const WIDTHS: [usize; 4] = [1, 8, 16, 32];
 /// Columns of a thread block of each kernel for prompts.
 pub const PROMPT_WIDTHS: [usize; 2] = [32, 128];
-/// Its threads: eight warps that multiply, and one that fetches.
-pub const PROMPT_THREADS: usize = 288;
+/// Its threads: eight warps that multiply, one that fetches inputs, two that find the columns' factors.
+pub const PROMPT_THREADS: usize = 352;
 /// Rows of a prompt whose inputs lie together.
 pub const PROMPT_ROWS: usize = 128;
 /// `AS_PROMPT` of `common.cu`.

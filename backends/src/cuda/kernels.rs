@@ -1,6 +1,8 @@
 //! The program's kernels: CUDA C++ for exactly its shapes, compiled by NVRTC and kept on disk by content.
 use super::driver::{Compiler, Gpu, Kernel, Module};
-use super::forms::{AS_PROMPT, Form, PROMPT_THREADS, PROMPT_WIDTHS, WIDE_THREADS, WIDTHS, prompt_shared, wide_shared};
+use super::forms::{
+    AS_PROMPT, Form, PROMPT_THREADS, PROMPT_WIDTHS, WIDE_THREADS, WIDTHS, prompt_shared, wide_shared,
+};
 use super::load::Lowered;
 use crate::program::DeviceError;
 use sha2::{Digest, Sha256};

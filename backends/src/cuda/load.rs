@@ -50,6 +50,8 @@ pub struct AttendStep {
 pub struct SettleStep {
     /// For output, for prompts.
     pub kernels: [usize; 2],
+    /// Thread blocks of a row.
+    pub blocks: usize,
     pub args: SettleArgs,
 }
 
@@ -254,7 +256,9 @@ impl Lowering<'_> {
     ) -> Result<Option<Reader<'p>>, DeviceError> {
         for step in &steps[i..] {
             match step {
-                Step::NormQkvRopeCache(s) => return self.reader(&s.norm, &[&s.q, &s.k, &s.v], false).map(Some),
+                Step::NormQkvRopeCache(s) => {
+                    return self.reader(&s.norm, &[&s.q, &s.k, &s.v], false).map(Some);
+                }
                 Step::NormGateUpAct(s) => {
                     let gate = s.gate.as_ref().unwrap_or(&s.up);
                     return self.reader(&s.norm, &[gate, &s.up], false).map(Some);
@@ -381,11 +385,17 @@ impl Lowering<'_> {
             (norm, forms) = ((kind, r.norm.eps), r.forms);
         }
         let kernels = forms.map(|forms| {
-            let body =
-                format!("settle<{hidden}, {}, {}, {forms}>(p, {}, {});", post.0, norm.0, c(post.1), c(norm.1));
+            let body = format!(
+                "settle<{hidden}, {}, {}, {forms}>(p, {}, {});",
+                post.0,
+                norm.0,
+                c(post.1),
+                c(norm.1)
+            );
             position_or_push(&mut self.out.settles, body)
         });
-        self.out.steps.push(Low::Settle(SettleStep { kernels, args }));
+        let blocks = if post.0 == 0 && norm.0 == 1 { hidden.div_ceil(256) } else { 1 };
+        self.out.steps.push(Low::Settle(SettleStep { kernels, blocks, args }));
         *pending = None;
         *prepared = reader;
         Ok(())

@@ -57,7 +57,7 @@ struct Barriers {
     u64 full[8], empty[8];
 };
 
-// The ninth warp: fetches inputs, as far ahead as there are stages.
+// One warp: fetches inputs, as far ahead as there are stages.
 template <class G, int NT> DEV void fetch_inputs(const GemmArgs &p, u8 *room, Barriers &barriers) {
     using I = Inputs<NT>;
     const int column0 = blockIdx.x * NT * 8;
@@ -71,24 +71,33 @@ template <class G, int NT> DEV void fetch_inputs(const GemmArgs &p, u8 *room, Ba
     }
 }
 
+// Two others: the factors of the columns, sixteen at a time.
+template <class G, int NT> DEV void find_roots(const GemmArgs &p, float *roots) {
+    wait_previous(p.trace);
+    if (!G::NORM) return;
+#pragma unroll 1
+    for (int c = ((threadIdx.x >> 5) - PROMPT_TILES - 1) * 16; c < NT * 8; c += 32) {
+        Squares<G> squares[16];
+#pragma unroll
+        for (int i = 0; i < 16; i++) squares[i].load(p, min((int)blockIdx.x * NT * 8 + c + i, p.columns - 1));
+#pragma unroll
+        for (int i = 0; i < 16; i++) {
+            const float root = squares[i].root();
+            if ((threadIdx.x & 31) == 0) roots[c + i] = root;
+        }
+    }
+}
+
 template <class G, int F, int NT>
-DEV void accumulate_prompt(const GemmArgs &p, const Matrix &m, int unit, u8 *room, Barriers &barriers, float *roots, float (&acc)[NT][4]) {
+DEV void accumulate_prompt(const GemmArgs &p, const Matrix &m, int unit, u8 *room, Barriers &barriers, float (&acc)[NT][4]) {
     using I = Inputs<NT>;
-    constexpr int AHEAD = Format<F>::Q == 4 ? 2 : 3;
+    // pairs whose weights are under way, each in registers of its own: moving them would wait for them
+    constexpr int AHEAD = Format<F>::Q == 4 ? 2 : 4;
     const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, tile = unit * PROMPT_TILES + warp;
     Tile<F> packed[AHEAD];
 #pragma unroll
     for (int i = 0; i < AHEAD; i++) if (i < G::PAIRS) packed[i].load(m, tile, G::PAIRS, i);
     wait_previous(p.trace);
-    if (G::NORM) {
-#pragma unroll 1
-        for (int c = warp; c < NT * 8; c += 8) {
-            Squares<G> squares;
-            squares.load(p, min((int)blockIdx.x * NT * 8 + c, p.columns - 1));
-            const float root = squares.root();
-            if (lane == 0) roots[c] = root;
-        }
-    }
 #pragma unroll
     for (int n = 0; n < NT; n++)
 #pragma unroll
@@ -96,12 +105,16 @@ DEV void accumulate_prompt(const GemmArgs &p, const Matrix &m, int unit, u8 *roo
     // two operands: one is multiplied while the other one is widened
     const u32 zero = (u32)p.columns >> 31;
     u32 a[2][4][4];
-    widen<F>(packed[0], a[0], zero);
+    auto prepare = [&](int pair, Tile<F> &tile_, u32 (&to)[4][4]) {
+        widen<F>(tile_, to, zero);
+        if (pair + AHEAD < G::PAIRS) tile_.load(m, tile, G::PAIRS, pair + AHEAD);
+    };
+    prepare(0, packed[0], a[0]);
     int stage = 0, before = 0;
     u32 parity = 0;
-    auto step = [&](int pair, u32 (&now)[4][4], u32 (&next)[4][4]) {
+    auto step = [&](int pair, int i) {
         barrier_wait(barriers.full + stage, parity);
-        multiply_pair<NT>(acc, now, room + stage * I::BYTES);
+        multiply_pair<NT>(acc, a[i & 1], room + stage * I::BYTES);
         multiplied<1>();
         if (pair > 0 && lane == 0) barrier_arrive(barriers.empty + before);
         before = stage;
@@ -109,20 +122,60 @@ DEV void accumulate_prompt(const GemmArgs &p, const Matrix &m, int unit, u8 *roo
             stage = 0;
             parity ^= 1;
         }
-        if (pair + 1 < G::PAIRS) {
-#pragma unroll
-            for (int i = 0; i + 1 < AHEAD; i++) packed[i] = packed[i + 1];
-            if (pair + AHEAD < G::PAIRS) packed[AHEAD - 1].load(m, tile, G::PAIRS, pair + AHEAD);
-            widen<F>(packed[0], next, zero);
-        }
+        if (pair + 1 < G::PAIRS) prepare(pair + 1, packed[(i + 1) % AHEAD], a[(i + 1) & 1]);
     };
 #pragma unroll 1
-    for (int pair = 0; pair + 1 < G::PAIRS; pair += 2) {
-        step(pair, a[0], a[1]);
-        step(pair + 1, a[1], a[0]);
-    }
-    if (G::PAIRS & 1) step(G::PAIRS - 1, a[0], a[1]);
+    for (int pair = 0; pair + AHEAD <= G::PAIRS; pair += AHEAD)
+#pragma unroll
+        for (int i = 0; i < AHEAD; i++) step(pair + i, i);
+#pragma unroll
+    for (int i = 0; i < G::PAIRS % AHEAD; i++) step(G::PAIRS / AHEAD * AHEAD + i, i);
     multiplied<0>();
+}
+
+// The product as it is, from registers.
+template <class G, int NT>
+DEV void store_raw(const GemmArgs &p, int which, int start, int unit, int column0, int columns, const float *roots, const float (&acc)[NT][4]) {
+    const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, g = lane >> 2, t = lane & 3;
+    const int rows = which == 0 ? G::ROWS0 : which == 1 ? G::ROWS1 : G::ROWS2;
+    const float *bias = which == 0 ? p.matrix[0].bias : which == 1 ? p.matrix[1].bias : p.matrix[2].bias;
+#pragma unroll
+    for (int half = 0; half < 2; half++) {
+        const int row = (unit * PROMPT_TILES + warp) * 16 + half * 8 + g;
+        if (row >= rows) continue;
+        const float more = bias ? bias[row] : 0.0f;
+        float *out = p.out + (long long)column0 * G::STRIDE + start + row;
+#pragma unroll
+        for (int n = 0; n < NT; n++)
+#pragma unroll
+            for (int i = 0; i < 2; i++) {
+                const int c = n * 8 + 2 * t + i;
+                if (c < columns) out[(long long)c * G::STRIDE] = __fmaf_rn(acc[n][half * 2 + i], G::NORM ? roots[c] : 1.0f, more);
+            }
+    }
+}
+
+// What becomes of sums in shared memory; WHOLE: there are as many columns as can be, so that several of a warp's are under way.
+template <class G, int NT, bool WHOLE>
+DEV void finish_prompt(const GemmArgs &p, int which, int start, int unit, int column0, int columns, const float *sums, const float *roots) {
+    constexpr int COLUMN = Inputs<NT>::COLUMN, TILE = NT * 8 * COLUMN, EACH = NT < 8 ? NT : 8;
+    const int warp = threadIdx.x >> 5;
+#pragma unroll 1
+    for (int u = 0; u < PROMPT_TILES / G::MT; u++) {
+        const int own = unit * (PROMPT_TILES / G::MT) + u;
+#pragma unroll 1
+        for (int c0 = warp; c0 < (WHOLE ? NT * 8 : columns); c0 += 8 * EACH) {
+            Ahead<G> ahead[EACH];
+#pragma unroll
+            for (int k = 0; k < EACH; k++) ahead[k].load(p, column0 + c0 + k * 8, own, WHOLE || c0 + k * 8 < columns);
+#pragma unroll
+            for (int k = 0; k < EACH; k++) {
+                const int c = c0 + k * 8;
+                if (!WHOLE && c >= columns) break;
+                finish_column<G, 1>(p, which, start, own, column0 + c, sums + u * G::MT * TILE + c * COLUMN, TILE, 0, ahead[k], G::NORM ? roots[c] : 1.0f);
+            }
+        }
+    }
 }
 
 template <class G, int NT> DEV void prompt(const GemmArgs &p) {
@@ -142,10 +195,15 @@ template <class G, int NT> DEV void prompt(const GemmArgs &p) {
     __syncthreads();
     float acc[NT][4];
     if (warp == PROMPT_TILES) fetch_inputs<G, NT>(p, room, barriers);
-    else if (Kind<G>::SAME || which == 0) accumulate_prompt<G, G::F0, NT>(p, matrix_of(p, which), unit, room, barriers, roots, acc);
-    else if (which == 1) accumulate_prompt<G, G::F1, NT>(p, p.matrix[1], unit, room, barriers, roots, acc);
-    else accumulate_prompt<G, G::F2, NT>(p, p.matrix[2], unit, room, barriers, roots, acc);
+    else if (warp > PROMPT_TILES) find_roots<G, NT>(p, roots);
+    else if (Kind<G>::SAME || which == 0) accumulate_prompt<G, G::F0, NT>(p, matrix_of(p, which), unit, room, barriers, acc);
+    else if (which == 1) accumulate_prompt<G, G::F1, NT>(p, p.matrix[1], unit, room, barriers, acc);
+    else accumulate_prompt<G, G::F2, NT>(p, p.matrix[2], unit, room, barriers, acc);
     __syncthreads();
+    if (G::EPI == E_RAW) {
+        if (warp < PROMPT_TILES) store_raw<G, NT>(p, which, start, unit, column0, columns, roots, acc);
+        return;
+    }
     constexpr int COLUMN = Inputs<NT>::COLUMN, TILE = NT * 8 * COLUMN;
     float *sums = (float *)room;
     if (warp < PROMPT_TILES)
@@ -154,22 +212,7 @@ template <class G, int NT> DEV void prompt(const GemmArgs &p) {
 #pragma unroll
             for (int i = 0; i < 4; i++) sums[warp * TILE + (n * 8 + 2 * t + (i & 1)) * COLUMN + g + 8 * (i >> 1)] = acc[n][i];
     __syncthreads();
-    if (warp == PROMPT_TILES) return;
-#pragma unroll 1
-    for (int u = 0; u < PROMPT_TILES / G::MT; u++) {
-        const int own = unit * (PROMPT_TILES / G::MT) + u;
-        // four columns' residuals are asked for together
-#pragma unroll 1
-        for (int c0 = warp; c0 < columns; c0 += 32) {
-            Ahead<G> ahead[4];
-#pragma unroll
-            for (int k = 0; k < 4; k++) ahead[k].load(p, column0 + c0 + k * 8, own, c0 + k * 8 < columns);
-#pragma unroll
-            for (int k = 0; k < 4; k++) {
-                const int c = c0 + k * 8;
-                if (c >= columns) break;
-                finish_column<G, 1>(p, which, start, own, column0 + c, sums + u * G::MT * TILE + c * COLUMN, TILE, 0, ahead[k], G::NORM ? roots[c] : 1.0f);
-            }
-        }
-    }
+    if (warp >= PROMPT_TILES) return;
+    if (columns == NT * 8) finish_prompt<G, NT, true>(p, which, start, unit, column0, columns, sums, roots);
+    else finish_prompt<G, NT, false>(p, which, start, unit, column0, columns, sums, roots);
 }

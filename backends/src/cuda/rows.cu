@@ -120,17 +120,19 @@ DEV void normalise(float *v, const float *gain, const float *bias, float eps, fl
 }
 
 // x += post(y); then the input of the next step. NORM: 0 leave it; 1 gain only, the root comes with the product; 2 layer
-// norm; 3 root mean square with a bias. 256 threads a row.
+// norm; 3 root mean square with a bias. 256 threads a row; or, where blocks don't depend on each other, for each 256 values.
 template <int HIDDEN, int POST, int NORM, int FORMS>
 DEV void settle(const SettleArgs &p, float post_eps, float eps) {
     launch_next();
     wait_previous(p.trace);
     __shared__ float room[8];
     constexpr int EACH = (HIDDEN + 255) / 256;
+    constexpr bool SPREAD = !POST && NORM == 1;
     const int row = blockIdx.x;
     float v[EACH], x[EACH];
 #pragma unroll
     for (int i = 0; i < EACH; i++) {
+        if (SPREAD && i != blockIdx.y) continue;
         const int k = i * 256 + threadIdx.x;
         x[i] = k < HIDDEN ? p.x[(long long)row * HIDDEN + k] : 0;
         if (POST) v[i] = k < HIDDEN ? p.y[(long long)row * HIDDEN + k] : 0;
@@ -148,7 +150,7 @@ DEV void settle(const SettleArgs &p, float post_eps, float eps) {
 #pragma unroll
     for (int i = 0; i < EACH; i++) {
         const int k = i * 256 + threadIdx.x;
-        if (k / 32 * 32 >= HIDDEN) continue;
+        if ((SPREAD && i != blockIdx.y) || k / 32 * 32 >= HIDDEN) continue;
         if (NORM == 1) store_residual<FORMS>(p.next, row, PAIRS, HIDDEN / 32, k / 32, x[i], p.gain[k]);
         if (NORM >= 2) store_block<FORMS>(p.next, row, PAIRS, k / 32, x[i]);
     }

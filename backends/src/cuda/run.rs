@@ -311,7 +311,11 @@ impl CudaProgram {
         }
         self.trace.begin(&self.stream)?;
         let shape = prepared.shape;
-        let replayed = shape.splits > 0 && shape.prompts == 0 && self.low.embeds && self.low.head.is_some() && shape.sampled > 0;
+        let replayed = shape.splits > 0
+            && shape.prompts == 0
+            && self.low.embeds
+            && self.low.head.is_some()
+            && shape.sampled > 0;
         if replayed {
             if self.trace.is_on() {
                 // captured anew, so that launches have names
@@ -450,7 +454,11 @@ impl CudaProgram {
         };
         // SAFETY: here and below: arguments are the kernels', and point into the arena and the description.
         unsafe {
-            self.stream.launch(&self.kernels.enter, [shape.rows + shape.prompts, self.low.hidden.div_ceil(256), 1], &enter)?
+            self.stream.launch(
+                &self.kernels.enter,
+                [shape.rows + shape.prompts, self.low.hidden.div_ceil(256), 1],
+                &enter,
+            )?
         };
         let kinds = [
             Rows { first: 0, n: shape.rows, prompt: false },
@@ -519,7 +527,7 @@ impl CudaProgram {
         args.next = args.next.from_row(rows.first, hidden.div_ceil(PAIR), hidden / 32);
         let kernel = s.kernels[usize::from(rows.prompt)];
         // SAFETY: as in `launch`.
-        unsafe { self.stream.launch(&self.kernels.settles[kernel], [rows.n, 1, 1], &args) }
+        unsafe { self.stream.launch(&self.kernels.settles[kernel], [rows.n, s.blocks, 1], &args) }
     }
 
     fn attend(&self, s: &AttendStep, rows: Rows, shape: Shape, l: Layout) -> Result<(), DeviceError> {

@@ -104,7 +104,8 @@ impl Engine {
                 continue;
             }
             let in_prompt = self.running[slot].as_ref().is_some_and(|s| s.in_prompt());
-            let guesses = if all_decode && !in_prompt { self.guess(slot, expected) } else { Some(Vec::new()) };
+            let guesses =
+                if all_decode && !in_prompt { self.guess(slot, expected) } else { Some(Vec::new()) };
             let (Some(sequence), Some(guesses)) = (&mut self.running[slot], guesses) else { continue };
             let of_prompt = sequence.prompt.saturating_sub(sequence.computed).min(rows) as u64;
             let segment = match sequence.segment(slot, rows, guesses) {

@@ -107,7 +107,10 @@ pub fn check_invariance_of(
             done[s] = to;
         }
         for (output, expected) in step(&mut *program, segments).iter().zip(expected) {
-            assert!(logits(output) == expected, "prompts of {prompts:?}, seed {seed}: other bits after {done:?}");
+            assert!(
+                logits(output) == expected,
+                "prompts of {prompts:?}, seed {seed}: other bits after {done:?}"
+            );
         }
     }
 }
@@ -123,7 +126,8 @@ pub fn check_halves(device: &dyn Device, family: &'static str) {
     for start in [0, 30, 31] {
         let ids = ids(u64::from(start) + 1, if start == 0 { 30 } else { 1 });
         let want = Want::Logits(1);
-        let segment = |input, want| Segment { slot: 0, start, prompt: false, input, blocks: blocks.clone(), want };
+        let segment =
+            |input, want| Segment { slot: 0, start, prompt: false, input, blocks: blocks.clone(), want };
         let expected = step(&mut *whole, vec![segment(Input::Ids(ids.clone()), want.clone())]);
         let between = step(&mut *first, vec![segment(Input::Ids(ids), Want::Hidden)]);
         let [SegmentOutput::Hidden(hidden)] = &between[..] else { panic!("{between:?}") };
@@ -177,7 +181,14 @@ pub fn check_several_sampled(device: &dyn Device) {
                 let first = if cut[0] == 0 { cut[1] - 3 } else { cut[0] };
                 let want = Want::Sample((first..cut[1]).map(|at| spec(at as u32 + 1)).collect());
                 let input = Input::Ids(known[cut[0]..cut[1]].to_vec());
-                let segment = Segment { slot: 1, start: cut[0] as u32, prompt: false, input, blocks: [1, 0].into(), want };
+                let segment = Segment {
+                    slot: 1,
+                    start: cut[0] as u32,
+                    prompt: false,
+                    input,
+                    blocks: [1, 0].into(),
+                    want,
+                };
                 let other = Segment { slot: 2, blocks: [5, 6].into(), ..segment.clone() };
                 let output = step(&mut *program, vec![segment, other]);
                 let [SegmentOutput::Sampled(one), SegmentOutput::Sampled(two)] = &output[..] else {

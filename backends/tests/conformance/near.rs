@@ -31,7 +31,8 @@ pub fn logits_of(device: &dyn Device, file: &ModelFile, kv: KvType, prompt: bool
     let mut program = device.compile(file, &plan, 0..plan.layers.len(), layout).unwrap();
     let ids: Vec<u32> = (0..70u32).map(|i| (i * 37 + 11) % plan.vocab as u32).collect();
     let want = Want::Logits(ids.len() as u32);
-    let segment = Segment { slot: 0, start: 0, prompt, input: Input::Ids(ids), blocks: [2, 0, 3].into(), want };
+    let segment =
+        Segment { slot: 0, start: 0, prompt, input: Input::Ids(ids), blocks: [2, 0, 3].into(), want };
     match step(&mut *program, vec![segment]).remove(0) {
         SegmentOutput::Logits(l) => l,
         other => panic!("{other:?}"),

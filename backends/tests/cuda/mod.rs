@@ -1,8 +1,8 @@
 //! The CUDA device against the reference, and its own promise: the same bits whatever the batch. Needs a GPU, so these
 //! run with `cargo xtask test --gpu cuda`.
 use crate::conformance::{
-    check_halves, check_invariance, check_invariance_of, check_last_sampled, check_refusals, check_several_sampled, model, near,
-    step,
+    check_halves, check_invariance, check_invariance_of, check_last_sampled, check_refusals,
+    check_several_sampled, model, near, step,
 };
 use crate::family;
 use crate::golden::{self, device::mean_kl_of};
@@ -222,7 +222,14 @@ fn random_choices_are_those_of_the_rule() {
     let mut program = gpu().compile(&file, &plan, 0..plan.layers.len(), layout).unwrap();
     let ids: Vec<u32> = (0..20).collect();
     let mut run = |want| {
-        let segment = Segment { slot: 0, start: 0, prompt: false, input: Input::Ids(ids.clone()), blocks: [1].into(), want };
+        let segment = Segment {
+            slot: 0,
+            start: 0,
+            prompt: false,
+            input: Input::Ids(ids.clone()),
+            blocks: [1].into(),
+            want,
+        };
         step(&mut *program, vec![segment]).remove(0)
     };
     let SegmentOutput::Logits(row) = run(Want::Logits(1)) else { panic!("no logits") };
@@ -250,7 +257,10 @@ fn golden_logits() {
         for prompt in [true, false] {
             if let Some(kl) = mean_kl_of(&gpu(), model, 128, usize::MAX, prompt) {
                 let kind = if prompt { "as a prompt" } else { "as an answer" };
-                eprintln!("{model} {kind}: mean KL {kl:.3e}, llama.cpp {peer:.3e}, in {:.1?}", start.elapsed());
+                eprintln!(
+                    "{model} {kind}: mean KL {kl:.3e}, llama.cpp {peer:.3e}, in {:.1?}",
+                    start.elapsed()
+                );
                 assert!(kl <= 1.25 * peer, "{model}: mean KL {kl:e}, llama.cpp's own is {peer:e}");
             }
         }

@@ -115,7 +115,8 @@ pub fn check_width(device: &dyn Device, hidden: usize, tolerance: f64) {
     let mut program = device.compile(&file, &plan, 0..LAYERS, layout).unwrap();
     let ids: Vec<u32> = (0..37u32).map(|i| i * i * 7 % VOCAB as u32).collect();
     let input = Input::Ids(ids.clone());
-    let segment = Segment { slot: 0, start: 0, prompt: false, input, blocks: [1, 0].into(), want: Want::Logits(37) };
+    let segment =
+        Segment { slot: 0, start: 0, prompt: false, input, blocks: [1, 0].into(), want: Want::Logits(37) };
     let output = step(&mut *program, vec![segment]);
     let [SegmentOutput::Logits(found)] = &output[..] else { panic!("{output:?}") };
     let expected = direct(&file, &ids).concat();

@@ -31,7 +31,13 @@ pub fn mean_kl(device: &dyn Device, model: &str, chunk: usize) -> Option<f64> {
 }
 
 /// The same, of the first `positions` only; `prompt`: as a prompt.
-pub fn mean_kl_of(device: &dyn Device, model: &str, chunk: usize, positions: usize, prompt: bool) -> Option<f64> {
+pub fn mean_kl_of(
+    device: &dyn Device,
+    model: &str,
+    chunk: usize,
+    positions: usize,
+    prompt: bool,
+) -> Option<f64> {
     let file = ModelFile::open(&model_path(model)?).unwrap();
     let plan = models::plan(&file).unwrap();
     let mut golden: Golden = super::read(model);

@@ -87,7 +87,11 @@ fn check_sampling(gpu: &Wgpu, change: fn(&mut SampleSpec)) {
     let mut program = gpu.compile(&file, &plan, 0..plan.layers.len(), layout).unwrap();
     let mut segment = |want| {
         let input = Input::Ids((0..9).collect());
-        step(&mut *program, vec![Segment { slot: 0, start: 0, prompt: false, input, blocks: [1].into(), want }]).remove(0)
+        step(
+            &mut *program,
+            vec![Segment { slot: 0, start: 0, prompt: false, input, blocks: [1].into(), want }],
+        )
+        .remove(0)
     };
     let SegmentOutput::Logits(logits) = segment(Want::Logits(1)) else { panic!("no logits") };
     for seed in 0..40 {

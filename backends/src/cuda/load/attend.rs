@@ -34,9 +34,10 @@ impl Lowering<'_> {
         }
         let eps = qkv.q_norm.as_ref().or(qkv.k_norm.as_ref()).map_or(0.0, |n| n.eps);
         let group = h.heads / h.kv_heads;
+        let query = h.head_dim + if h.head_dim.is_multiple_of(64) { 32 } else { 64 };
         let shared = |mt: usize| {
             let room = (mt * 16 * (SPAN.max(h.head_dim) + 4) * 4).max(8 * h.head_dim * 4);
-            mt * 16 * ((h.head_dim + 8) * 4 + (SPAN + 8) * 2 + 24) + room + 4 * h.head_dim + 64
+            mt * 16 * (query * 4 + (SPAN + 32) * 2 + 24) + room + 4 * h.head_dim + 64
         };
         let alone = group.div_ceil(16).next_power_of_two();
         let whole = [4, 2, 1].into_iter().find(|mt| shared(*mt) <= self.out.chip.shared && mt * 16 >= group);
