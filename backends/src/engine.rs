@@ -298,8 +298,9 @@ impl Engine {
         self.ages += 1;
         let deadline = ask.deadline.map(|left| now + left);
         let context = self.config.context;
-        let sequence = Sequence::new(ask, masks, sink, &self.vocabulary, context, self.ages, deadline);
-        let sequence = Box::new(Sequence { apart: self.program.prompts_apart(), ..sequence });
+        let mut sequence =
+            Box::new(Sequence::new(ask, masks, sink, &self.vocabulary, context, self.ages, deadline));
+        sequence.apart = self.program.prompts_apart();
         if self.idle() {
             self.last_progress = now;
         }

@@ -28,7 +28,7 @@ pub struct Acts {
 
 impl Acts {
     /// From row `first` on, of vectors of `pairs` pairs and `blocks` blocks. What is for prompts counts its own rows.
-    pub fn from_row(self, first: usize, pairs: usize, blocks: usize) -> Acts {
+    pub fn at_row(self, first: usize, pairs: usize, blocks: usize) -> Acts {
         let pairs = (first * pairs) as u64;
         Acts {
             q: self.q + pairs * 64,

@@ -238,8 +238,7 @@ DEV void attend_scores(const CacheArgs &p, S &s, const Span<G> &kv, int span, in
 #pragma unroll
     for (int h = 0; h < G::HD; h += 32)
 #pragma unroll
-        for (int m = 0; m < MT; m++)
-{
+        for (int m = 0; m < MT; m++) {
             const int at = h + t * 8;
             const uint4 h0 = *(const uint4 *)&s.high[m * 16 + g][at], h1 = *(const uint4 *)&s.high[m * 16 + g + 8][at];
             const uint4 l0 = *(const uint4 *)&s.low[m * 16 + g][at], l1 = *(const uint4 *)&s.low[m * 16 + g + 8][at];
@@ -309,8 +308,7 @@ template <class G, int MT, class S> DEV void attend_values(S &s, const Span<G> &
 #pragma unroll
         for (int b = 0; b < 4; b++)
 #pragma unroll
-            for (int m = 0; m < MT; m++)
-            {
+            for (int m = 0; m < MT; m++) {
                 const int at = b * 32 + t * 8;
                 const uint4 a0 = *(const uint4 *)&s.p[m * 16 + g][at], a1 = *(const uint4 *)&s.p[m * 16 + g + 8][at], v = kv.v[i][b];
                 mma_f16(o[m][i], a0.x, a1.x, a0.y, a1.y, v.x, v.y);
@@ -480,20 +478,33 @@ template <class G, int MT, bool FILLED> DEV void attend_split(const AttendArgs &
     __syncthreads();
     if (!final) return;
     __threadfence();
+    // many spans are asked for together, and added in order
+    constexpr int EACH = G::HD / 32, BATCH = EACH > 2 ? 8 : 16;
     for (int r = warp; r < GROUP; r += 8) {
-        float most = -INF, sum = 0, out[G::HD / 32];
+        float most = -INF, sum = 0, out[EACH];
 #pragma unroll
-        for (int j = 0; j < G::HD / 32; j++) out[j] = 0;
-#pragma unroll 4
-        for (int i = 0; i < spans; i++) {
-            const float *from = part(r, i);
-            float old_scale, new_scale, both;
-            combine(most, __ldcg(from + G::HD), old_scale, new_scale, both);
-            most = both;
-            sum = __fmaf_rn(sum, old_scale, __fmul_rn(__ldcg(from + G::HD + 1), new_scale));
+        for (int j = 0; j < EACH; j++) out[j] = 0;
+#pragma unroll 1
+        for (int i0 = 0; i0 < spans; i0 += BATCH) {
+            float more[BATCH], more_sum[BATCH], more_out[BATCH][EACH];
 #pragma unroll
-            for (int j = 0; j < G::HD / 32; j++)
-                out[j] = __fmaf_rn(out[j], old_scale, __fmul_rn(__ldcg(from + j * 32 + lane), new_scale));
+            for (int i = 0; i < BATCH; i++) {
+                const float *from = part(r, min(i0 + i, spans - 1));
+                more[i] = __ldcg(from + G::HD);
+                more_sum[i] = __ldcg(from + G::HD + 1);
+#pragma unroll
+                for (int j = 0; j < EACH; j++) more_out[i][j] = __ldcg(from + j * 32 + lane);
+            }
+#pragma unroll
+            for (int i = 0; i < BATCH; i++) {
+                if (i0 + i >= spans) break;
+                float old_scale, new_scale, both;
+                combine(most, more[i], old_scale, new_scale, both);
+                most = both;
+                sum = __fmaf_rn(sum, old_scale, __fmul_rn(more_sum[i], new_scale));
+#pragma unroll
+                for (int j = 0; j < EACH; j++) out[j] = __fmaf_rn(out[j], old_scale, __fmul_rn(more_out[i][j], new_scale));
+            }
         }
         if (lane == 0) s.all_sum[r] = sum;
 #pragma unroll

@@ -511,8 +511,8 @@ impl CudaProgram {
         args.trace = self.trace.next(s.name, s.bytes);
         args.out += (rows.first * s.stride * 4) as u64;
         let blocks = self.low.hidden / 32;
-        args.input = args.input.from_row(rows.first, s.pairs, blocks);
-        args.next = args.next.from_row(rows.first, s.next_pairs, blocks);
+        args.input = args.input.at_row(rows.first, s.pairs, blocks);
+        args.next = args.next.at_row(rows.first, s.next_pairs, blocks);
         let width = PROMPT_WIDTHS.iter().position(|most| *most >= rows.n).unwrap_or(PROMPT_WIDTHS.len() - 1);
         let grid = [rows.n.div_ceil(PROMPT_WIDTHS[width]), s.units[1], 1];
         // SAFETY: as in `launch`.
@@ -524,7 +524,7 @@ impl CudaProgram {
         let mut args = SettleArgs { trace: self.trace.next("settle", 0), ..s.args };
         args.x += (rows.first * hidden * 4) as u64;
         args.y += (rows.first * hidden * 4) as u64;
-        args.next = args.next.from_row(rows.first, hidden.div_ceil(PAIR), hidden / 32);
+        args.next = args.next.at_row(rows.first, hidden.div_ceil(PAIR), hidden / 32);
         let kernel = s.kernels[usize::from(rows.prompt)];
         // SAFETY: as in `launch`.
         unsafe { self.stream.launch(&self.kernels.settles[kernel], [rows.n, s.blocks, 1], &args) }
