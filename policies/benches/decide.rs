@@ -6,7 +6,7 @@ use std::hint::black_box;
 use std::time::{Duration, Instant};
 use weir_policies::{Rules, SHIPPED};
 use weir_scheduler::{
-    Ask, Generate, Held, Input, KeyId, KvType, Limits, ModelId, NodeId, Offer, Policy, PoolView, Price,
+    Ask, Generate, Held, Input, KvType, Limits, ModelId, NodeId, Offer, Policy, PoolView, Price,
     Priority, Profile, Rates, RequestId, Scheduler, Time, Trust,
 };
 
@@ -123,7 +123,7 @@ fn reference() {
 
 fn ask(tags: &[(String, String)]) -> Ask<'_> {
     Ask {
-        key: KeyId(1),
+        key: "blue",
         tags,
         priority: Priority::Interactive,
         prompt_tokens: 800,

@@ -1,4 +1,4 @@
-//! What keys and tags may spend: read and checked here, held to elsewhere.
+//! What keys and tags may spend: read and checked here, held to by the scheduler's ledger.
 use crate::file::Reading;
 use serde::Deserialize;
 use toml::Spanned;
@@ -24,13 +24,13 @@ pub enum Who {
 pub struct Allowance {
     /// Who.
     pub who: Who,
-    /// In any hour.
+    /// In an hour of the clock.
     pub nano_usd_per_hour: Option<u64>,
     /// In a day.
     pub nano_usd_per_day: Option<u64>,
     /// In a calendar month.
     pub nano_usd_per_month: Option<u64>,
-    /// Tokens of prompts and output, in any hour.
+    /// Tokens of prompts and output, in an hour of the clock.
     pub tokens_per_hour: Option<u64>,
     /// In a day.
     pub tokens_per_day: Option<u64>,
@@ -108,6 +108,35 @@ impl Reading<'_> {
 }
 
 impl Allowance {
+    /// The same as the scheduler knows it.
+    pub fn limits(&self) -> Vec<weir_scheduler::Allowance> {
+        use weir_scheduler::{Limit, Period, Unit};
+        let who = match &self.who {
+            Who::Key(name) => weir_scheduler::Who::Key(name.as_str().into()),
+            Who::Tag { name, value } => {
+                weir_scheduler::Who::Tag(name.as_str().into(), value.as_deref().map(Into::into))
+            }
+            Who::Everybody => weir_scheduler::Who::Everybody,
+        };
+        let each = [
+            (self.nano_usd_per_hour, Unit::NanoUsd, Period::Hour),
+            (self.nano_usd_per_day, Unit::NanoUsd, Period::Day),
+            (self.nano_usd_per_month, Unit::NanoUsd, Period::Month),
+            (self.tokens_per_hour, Unit::Tokens, Period::Hour),
+            (self.tokens_per_day, Unit::Tokens, Period::Day),
+            (self.tokens_per_month, Unit::Tokens, Period::Month),
+            (self.requests_per_min, Unit::Requests, Period::Minute),
+            (self.tokens_per_min, Unit::Tokens, Period::Minute),
+        ];
+        let limit = |(amount, unit, period): (Option<u64>, _, _)| {
+            Some(weir_scheduler::Allowance {
+                who: who.clone(),
+                limit: Limit { amount: amount?, unit, period },
+            })
+        };
+        each.into_iter().filter_map(limit).collect()
+    }
+
     const NONE: Allowance = Allowance {
         who: Who::Everybody,
         nano_usd_per_hour: None,

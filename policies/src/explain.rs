@@ -3,7 +3,7 @@ use crate::file::Rules;
 use crate::pool::{NodeFile, PoolFile, RequestFile, duration, nano};
 use serde::Serialize;
 use std::time::Duration;
-use weir_scheduler::{Ask, Decision, Denial, Held, KeyId, PRIVATE, Trust};
+use weir_scheduler::{Ask, Decision, Denial, Held, PRIVATE, Trust};
 
 /// What becomes of a request, and why.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -84,11 +84,9 @@ impl Verdict {
 pub fn explain(rules: &Rules, pool: &PoolFile, request: &RequestFile) -> Result<Explanation, String> {
     pool.check()?;
     let tags: Vec<(String, String)> = request.tags.iter().map(|(n, v)| (n.clone(), v.clone())).collect();
-    // One key is in play: it gets a number for its name.
-    let rules = &rules.clone().with_keys([(1, request.key.clone())].into());
     let holders = pool.nodes.iter().flat_map(|node| &node.models).filter(|model| model.name == request.model);
     let ask = Ask {
-        key: KeyId(1),
+        key: &request.key,
         tags: &tags,
         priority: request.priority()?,
         prompt_tokens: request.prompt_tokens,

@@ -38,8 +38,6 @@ pub struct Rules {
     pub(crate) slots: Vec<Expr>,
     pub(crate) looks_at_pool: bool,
     pub(crate) may_change: bool,
-    /// The names of keys.
-    pub(crate) keys: BTreeMap<u64, String>,
     warnings: Vec<Problem>,
 }
 
@@ -214,11 +212,6 @@ impl Rules {
     /// What isn't wrong, but may not be what was meant.
     pub fn warnings(&self) -> &[Problem] {
         &self.warnings
-    }
-
-    /// The names that keys have in expressions; a key without one is the empty name.
-    pub fn with_keys(self, keys: BTreeMap<u64, String>) -> Rules {
-        Rules { keys, ..self }
     }
 
     /// How many rules there are, of all kinds.

@@ -34,7 +34,7 @@ impl Rules {
         let facts = Facts {
             ask,
             pool,
-            key: self.keys.get(&ask.key.0).map_or("", String::as_str),
+            key: ask.key,
             size: if self.looks_at_pool { self.class(ask.model, ask.model_bytes) } else { "" },
             utc_offset_s: self.utc_offset_s,
             offer: None,

@@ -9,7 +9,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 use weir_scheduler::{
-    Ask, Clock, Held, KeyId, KvType, ModelId, NodeId, Offer, PoolView, Price, Priority, Rates, Trust,
+    Ask, Clock, Held, KvType, ModelId, NodeId, Offer, PoolView, Price, Priority, Rates, Trust,
 };
 
 fn pairs(pairs: &[(&str, &str)]) -> Vec<(String, String)> {
@@ -102,7 +102,7 @@ fn our_evaluator_agrees_with_the_reference() {
         let clock = rng.one_in(2).then_some(Clock { unix_s: rng.below(1 << 40) as i64, utc_offset_s: 3600 });
         let pool = PoolView { clock, ..pool.clone() };
         let ask = Ask {
-            key: KeyId(1),
+            key: "blue",
             tags: &tags[rng.below(3) as usize],
             priority: rng.of(&[Priority::Background, Priority::Normal, Priority::Interactive]),
             prompt_tokens: rng.below(300) as u32,

@@ -1,7 +1,10 @@
 //! What goes into the state machine and what comes out of it.
 use crate::{
-    Event, Failure, FromNode, Generate, KeyId, ModelId, NodeId, Price, Profile, RequestId, ToNode, Trust,
+    Account, Allowance, Entry, Event, Failure, FromNode, Generate, KeyId, ModelId, NodeId, Price, Profile,
+    RequestId, ToNode, Trust,
 };
+use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// What happened.
@@ -71,14 +74,18 @@ pub enum Input {
         /// Which.
         model: Wanted,
     },
-    /// What a key may spend in all, and what it has spent so far; without a limit where none. Billionths of a dollar.
-    Budget {
-        /// Whose.
-        key: KeyId,
-        /// In all.
-        limit: Option<u64>,
-        /// Of that, so far.
-        spent: u64,
+    /// The names of keys: accounts and policies know them by those.
+    Keys(BTreeMap<KeyId, Arc<str>>),
+    /// What keys, tags and all together may spend from now on, instead of what was allowed before.
+    Allow(Vec<Allowance>),
+    /// What has been taken of an account before this scheduler began, or by others since.
+    Booked {
+        /// Which.
+        account: Account,
+        /// In which of its windows.
+        window: i64,
+        /// So much, in all.
+        taken: u64,
     },
     /// The time of [`crate::Scheduler::wake_at`] has come.
     Tick,
@@ -137,7 +144,26 @@ pub enum Output {
         /// What.
         event: Event,
     },
-    /// What an attempt at a request cost: for whoever keeps a key's account. Nothing is said of what cost nothing.
+    /// What the attempt that is sent next may take at worst is set aside: it may not be sent before that is remembered where
+    /// it outlives this process. Nothing is said where no account applies but those of a [`crate::Period::Minute`].
+    Reserved {
+        /// For which request.
+        request: RequestId,
+        /// For which attempt at it.
+        attempt: u32,
+        /// By account.
+        entries: Vec<Entry>,
+    },
+    /// What came of what was [`Output::Reserved`]: once for each.
+    Settled {
+        /// For which request.
+        request: RequestId,
+        /// For which attempt at it.
+        attempt: u32,
+        /// By account: what was reserved, and what was spent of it.
+        entries: Vec<Entry>,
+    },
+    /// What an attempt at a request cost. Nothing is said of what cost nothing.
     Spent {
         /// Whose.
         key: KeyId,
@@ -147,6 +173,8 @@ pub enum Output {
         attempt: u32,
         /// Billionths of a dollar.
         amount: u64,
+        /// What was reckoned with, at worst: its node may have charged more.
+        worst: u64,
     },
     /// What came of an [`Input::Want`]: a node holds this model now, or why none will. Once for each.
     Found {

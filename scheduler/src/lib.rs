@@ -22,7 +22,7 @@ mod time;
 
 pub use block::{BLOCK_TOKENS, BlockKey, KvType, chain};
 pub use interface::{Class, Input, Limits, Load, ModelView, NodeView, Output, Wanted};
-pub use ledger::Balance;
+pub use ledger::{Account, Allowance, Balance, Entry, Holder, Limit, Period, Unit, Who};
 pub use node::{
     CacheStatus, FromNode, Held, LABEL_BYTES_MAX, LABELS_MAX, Loading, ModelStatus, Offered, PREFIXES_MAX,
     Price, Profile, Rates, Status, TextId, ToNode, Trust,

@@ -9,8 +9,8 @@ pub const PRIVATE: &str = "private";
 /// What a policy sees of a request.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Ask<'a> {
-    /// On whose behalf.
-    pub key: KeyId,
+    /// The name of its key; empty where it has none.
+    pub key: &'a str,
     /// Its tags; the first of a name counts.
     pub tags: &'a [(String, String)],
     /// Who goes first.

@@ -27,7 +27,7 @@ pub(crate) struct Node {
     pub name: String,
     /// Who it is, across connections.
     identity: u64,
-    trust: Trust,
+    pub trust: Trust,
     labels: Vec<(String, String)>,
     connected: Time,
     /// When it last said anything.
@@ -45,6 +45,8 @@ pub(crate) struct Node {
     devices: Vec<String>,
     bandwidth: u64,
     price: Price,
+    /// By how much it has charged more than was reserved, at most.
+    overcharge_percent: u64,
     memory: Memory,
     models: BTreeMap<ModelId, Serving>,
     pub requests: BTreeSet<RequestId>,
@@ -81,6 +83,11 @@ pub(crate) enum Refusal {
         longest: u32,
     },
     Policy(String),
+    /// It may cost too much, wherever it could go: so much where it is cheapest.
+    Budget {
+        worst: u64,
+        others: String,
+    },
     /// All that could have been tried.
     Exhausted,
 }
@@ -125,14 +132,6 @@ impl Node {
     /// It gets nothing new.
     pub fn is_draining(&self) -> bool {
         self.draining || self.drained
-    }
-
-    /// What so much may cost there at worst. A provider counts a prompt's tokens by a tokenizer that we don't have.
-    pub fn worst(&self, prompt: u64, output: u64) -> u64 {
-        match self.trust {
-            Trust::Own | Trust::Guest => self.price.of(prompt, output),
-            Trust::Provider => self.price.of(2 * prompt, output),
-        }
     }
 }
 
@@ -222,6 +221,7 @@ impl Pool {
             devices: Vec::new(),
             bandwidth: 0,
             price: Price::default(),
+            overcharge_percent: 0,
             memory: Memory::default(),
             models: BTreeMap::new(),
             requests: BTreeSet::new(),

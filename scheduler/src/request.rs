@@ -258,6 +258,16 @@ pub enum FailureKind {
     Cancelled,
     /// The node or its device failed.
     Internal,
+    /// A budget is used up, or will be by what is under way.
+    Budget {
+        /// Something may be left after so many seconds.
+        after_s: u32,
+    },
+    /// More comes than a rate allows.
+    Rate {
+        /// It may be taken after so many seconds.
+        after_s: u32,
+    },
 }
 
 /// Why a generation ended without finishing.

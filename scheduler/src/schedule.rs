@@ -1,4 +1,5 @@
 //! The state machine: requests and what nodes say go in, what to send and what to tell clients comes out.
+mod accounts;
 mod audit;
 mod events;
 mod hedge;
@@ -11,8 +12,8 @@ use crate::policy::Terms;
 use crate::pool::{Place, Pool};
 use crate::serving::Prediction;
 use crate::{
-    Balance, BlockKey, Clock, Event, Failure, FailureKind, FromNode, Generate, Input, KeyId, KvType, Limits,
-    Load, ModelId, NodeId, NodeView, Output, Policy, Price, Priority, RequestId, Time, ToNode, chain,
+    Account, Balance, BlockKey, Clock, Event, Failure, FailureKind, FromNode, Generate, Input, KvType,
+    Limits, Load, ModelId, NodeId, NodeView, Output, Policy, Price, Priority, RequestId, Time, ToNode, chain,
 };
 use audit::Audit;
 use residency::Residency;
@@ -101,6 +102,8 @@ struct Request {
     orphaned: Option<Time>,
     /// Its entry in `timers`.
     timer: Option<Time>,
+    /// Tokens of it that are settled already: its prompt, once, and output.
+    tokens_counted: u64,
 }
 
 enum Phase {
@@ -130,6 +133,10 @@ struct Run {
     stalls: u32,
     /// The reader was behind at some time: its pace says nothing of the node.
     held_up: bool,
+    /// Tokens of the whole request, by its node's word.
+    said: u32,
+    /// We told the node to stop.
+    stopped: bool,
 }
 
 impl Run {
@@ -227,11 +234,13 @@ impl Scheduler {
                     false => self.retry_all(now, node),
                 }
             }
-            Input::Budget { key, limit, spent } => {
-                self.ledger.open(key, limit, spent);
+            Input::Keys(names) => self.ledger.name(names),
+            Input::Allow(allowances) => {
+                self.ledger.allow(allowances);
                 let models: Vec<ModelId> = self.waiting.keys().copied().collect();
                 models.into_iter().for_each(|model| self.retry(now, model, true));
             }
+            Input::Booked { account, window, taken } => self.ledger.book(account, window, taken),
             Input::Want { want, model } => self.want(now, want, model),
             Input::Tick => self.tick(now),
         }
@@ -258,9 +267,17 @@ impl Scheduler {
         }
     }
 
-    /// What a key has spent and may spend.
-    pub fn balance(&self, key: KeyId) -> Balance {
-        self.ledger.balance(key)
+    /// What an account has spent and may spend in its present window.
+    pub fn balance(&self, account: &Account) -> Balance {
+        self.ledger.balance(account)
+    }
+
+    /// Seconds since 1970, where somebody has said what time it is; else since the beginning of [`Time`].
+    fn unix_s(&self, now: Time) -> i64 {
+        match self.clock {
+            Some((since, clock)) => clock.unix_s.saturating_add_unsigned(now.since(since).as_secs()),
+            None => now.since(Time::ZERO).as_secs() as i64,
+        }
     }
 
     /// Panics unless the books agree with what runs. For tests.
@@ -302,10 +319,14 @@ impl Scheduler {
             other_keys: Vec::new(),
             first: ask.model,
             changed: false,
+            tokens_counted: 0,
             keys: chain(ask.model, KvType::F16, ask.salt, &ask.prompt).take(KEYS_MAX).collect(),
             ask,
         };
         self.requests.insert(request, entry);
+        if let Err(lack) = self.count(now, request) {
+            return self.end_lacking(now, request, &lack);
+        }
         self.enqueue(request);
         self.place(now, request);
         if self.waiting_total > self.limits.waiting_max {
@@ -347,8 +368,10 @@ impl Scheduler {
             FromNode::Pause(pause) => self.pool.pause(now, node, pause),
             FromNode::Charged { request, attempt, amount } => {
                 let speaks = |run: &Run| (run.node, run.attempt) == (node, attempt);
-                if self.requests.get(&request).is_some_and(|r| r.runs().any(speaks)) {
-                    self.ledger.charge(request, attempt, amount);
+                if self.requests.get(&request).is_some_and(|r| r.runs().any(speaks))
+                    && let Some(worst) = self.ledger.charge(request, attempt, amount)
+                {
+                    self.pool.charged(node, amount, worst);
                 }
             }
             FromNode::Event { request, attempt, event } => self.event(now, node, request, attempt, event),
@@ -447,7 +470,8 @@ impl Scheduler {
     /// Tells the node to stop, if it runs.
     fn stop_running(&mut self, now: Time, id: RequestId) {
         self.drop_rival(now, id);
-        let Some(Request { phase: Phase::Running(run), .. }) = self.requests.get(&id) else { return };
+        let Some(Request { phase: Phase::Running(run), .. }) = self.requests.get_mut(&id) else { return };
+        run.stopped = true;
         let message = ToNode::Cancel { request: id, attempt: run.attempt };
         self.outputs.push_back(Output::Send { node: run.node, message });
     }
@@ -465,7 +489,7 @@ impl Scheduler {
         }
         // What it cost is said before its end is.
         if let Phase::Running(run) = &request.phase {
-            self.leave(now, &request.ask, run);
+            self.leave(now, &request.ask, run, request.tokens_counted);
         }
         self.emit(now, id, event);
     }

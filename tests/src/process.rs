@@ -40,7 +40,7 @@ pub fn weir(folder: &Path) -> Command {
             command.env_remove(name);
         }
     }
-    command.env("XDG_CONFIG_HOME", folder).current_dir(folder).stdin(Stdio::null());
+    command.env("XDG_CONFIG_HOME", folder).env("XDG_STATE_HOME", folder).current_dir(folder).stdin(Stdio::null());
     command
 }
 
@@ -170,6 +170,7 @@ impl Program {
         command.args(["netns", "exec", namespace]).arg(program()).args(arguments);
         let child = command
             .env("XDG_CONFIG_HOME", folder.path())
+            .env("XDG_STATE_HOME", folder.path())
             .current_dir(folder.path())
             .stdin(Stdio::null())
             .stdout(file("stdout"))

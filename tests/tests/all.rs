@@ -6,8 +6,13 @@ mod bench;
 mod cluster;
 #[path = "whole/footprint.rs"]
 mod footprint;
+#[path = "whole/keys.rs"]
+mod keys;
 #[path = "whole/lan.rs"]
 mod lan;
+#[path = "../../upstream/tests/suite/mock.rs"]
+#[expect(dead_code, reason = "the provider's own tests use all of it")]
+mod mock;
 #[path = "whole/residency.rs"]
 mod residency;
 #[path = "whole/sdk.rs"]

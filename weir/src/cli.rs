@@ -4,6 +4,7 @@ mod chat;
 mod devices;
 mod ending;
 mod join;
+mod key;
 mod members;
 mod models;
 mod output;
@@ -17,6 +18,7 @@ mod session;
 mod speaker;
 mod top;
 mod trust;
+mod usage;
 
 use crate::config::Config;
 use crate::driver::{DeviceChoice, DeviceOptions};
@@ -79,6 +81,10 @@ enum Command {
     Drain(members::Drain),
     /// Cut a node off for good
     Revoke(members::Revoke),
+    /// API keys: who may ask, for which models, and for how much
+    Key(key::Key),
+    /// What was asked for, and what it cost
+    Usage(usage::Usage),
     /// Check, explain and test routing policies
     Policy(policy::Policy),
     /// Trust the certificate of a scheduler in this network
@@ -124,6 +130,8 @@ fn run(arguments: Arguments) -> anyhow::Result<()> {
         Command::Admit(command) => command.run(&config),
         Command::Drain(command) => command.run(&config),
         Command::Revoke(command) => command.run(&config),
+        Command::Key(command) => command.run(&config),
+        Command::Usage(command) => command.run(&config),
         Command::Policy(command) => command.run(&config),
         Command::Trust(command) => command.run(&config),
         Command::Pull(command) => command.run(&config),

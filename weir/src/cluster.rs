@@ -4,12 +4,13 @@
 mod asking;
 mod state;
 
+use crate::state::{State, StateError};
 pub use asking::Asker;
 use asking::Asking;
 use serde::{Deserialize, Serialize};
-use state::State;
+use state::Tables;
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use weir_scheduler::Trust;
@@ -31,7 +32,7 @@ const NAME_MAX: usize = 100;
 #[derive(Debug)]
 pub struct Cluster {
     identity: Identity,
-    state: State,
+    state: Tables,
     members: Mutex<Members>,
 }
 
@@ -106,13 +107,8 @@ pub struct Member {
 #[derive(Debug, thiserror::Error)]
 pub enum ClusterError {
     /// The folder or a file in it can't be used.
-    #[error("{}: {why}", path.display())]
-    State {
-        /// Which.
-        path: PathBuf,
-        /// What the system or the database says, and what to try.
-        why: String,
-    },
+    #[error(transparent)]
+    State(#[from] StateError),
     /// No key can be made.
     #[error(transparent)]
     Identity(#[from] IdentityError),
@@ -124,7 +120,12 @@ pub enum ClusterError {
 impl Cluster {
     /// The cluster whose state is in `folder`; a new one if there is none.
     pub fn open(folder: &Path) -> Result<Cluster, ClusterError> {
-        let state = State::open(folder)?;
+        Cluster::within(State::open(folder)?)
+    }
+
+    /// The same where the folder's state is open already.
+    pub fn within(state: State) -> Result<Cluster, ClusterError> {
+        let state = Tables(state);
         let identity = match state.key()? {
             Some(pkcs8) => Identity::from_pkcs8(&pkcs8)?,
             None => {
@@ -223,9 +224,8 @@ impl Cluster {
         let mut new = self.join(&mut members, hello, name, now)?;
         new.guest |= web;
         let member = new.member(key);
-        let disk = |e: ClusterError| {
-            refuse(RefusalCode::Full, &format!("the scheduler can't remember the node: {e}"))
-        };
+        let disk =
+            |e: StateError| refuse(RefusalCode::Full, &format!("the scheduler can't remember the node: {e}"));
         self.state.set_node(&key, &new).map_err(disk)?;
         members.nodes.insert(key, new);
         Ok(member)

@@ -5,6 +5,7 @@
 //! task a request (`pump`) reads its stream, no faster than the client reads.
 
 mod attendant;
+mod bill;
 mod conductor;
 mod consult;
 mod conversation;
@@ -30,13 +31,15 @@ pub use start::{
     DeviceChoice, DeviceOptions, DriverConfig, DriverError, ModelSource, ModelSpec, load_all, worker,
 };
 use std::collections::BTreeMap;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 pub use stock::{stock, stock_here};
 use tokio::sync::{mpsc, oneshot, watch};
 use weir_backends::text::{ChatTemplate, Tokenizer};
 use weir_node::{Machine, Resident, Stock, Worker};
-use weir_scheduler::{Clock, Event, Failure, FailureKind, Generate, ModelId, Policy, RequestId, Wanted};
+use weir_scheduler::{
+    Allowance, Clock, Event, Failure, FailureKind, Generate, KeyId, ModelId, Policy, RequestId, Wanted,
+};
 use weir_transport::{Link, PublicKey};
 
 /// A model that can be asked for.
@@ -161,8 +164,16 @@ struct Inner {
     local: Worker,
     /// Nodes connected.
     nodes: watch::Receiver<usize>,
+    allowed: Mutex<Allowed>,
     next_request: AtomicU64,
     next_node: Arc<AtomicU64>,
+}
+
+/// What may be spent, by who says so.
+#[derive(Default)]
+struct Allowed {
+    keys: Vec<Allowance>,
+    policy: Vec<Allowance>,
 }
 
 impl Driver {
@@ -192,6 +203,11 @@ impl Driver {
     /// The model of that name.
     pub fn model(&self, name: &str) -> Option<Arc<ServedModel>> {
         self.inner.shelf.model(name)
+    }
+
+    /// The model of that id, if a node holds it.
+    pub fn model_by_id(&self, id: ModelId) -> Option<Arc<ServedModel>> {
+        self.inner.shelf.by_id(id)
     }
 
     /// Names of models that no node holds and some node could load.
@@ -270,6 +286,27 @@ impl Driver {
     pub async fn set_policy(&self, policy: Box<dyn Policy>) {
         // Without a conductor nothing is placed anyway.
         _ = self.inner.commands.send(Command::Policy(policy)).await;
+    }
+
+    /// The names of keys, and what may be spent by them, from now on.
+    pub async fn set_keys(&self, names: BTreeMap<KeyId, Arc<str>>, allowances: Vec<Allowance>) {
+        // Without a conductor nothing is spent anyway.
+        _ = self.inner.commands.send(Command::Keys(names)).await;
+        self.allow(|allowed| allowed.keys = allowances).await;
+    }
+
+    /// What may be spent by the policy, from now on.
+    pub async fn set_policy_allowances(&self, allowances: Vec<Allowance>) {
+        self.allow(|allowed| allowed.policy = allowances).await;
+    }
+
+    async fn allow(&self, change: impl FnOnce(&mut Allowed)) {
+        let all = {
+            let mut allowed = self.inner.allowed.lock().unwrap_or_else(PoisonError::into_inner);
+            change(&mut allowed);
+            allowed.keys.iter().chain(&allowed.policy).cloned().collect()
+        };
+        _ = self.inner.commands.send(Command::Allow(all)).await;
     }
 
     /// What may stand in for a model, by names, from now on: whether it does, the policy says each time.

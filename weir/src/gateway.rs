@@ -4,9 +4,11 @@
 //! endpoint, `request` turns JSON into checked values, `prompt` turns messages into token ids, the driver generates,
 //! `running` makes the parts of an answer of what comes back (`parts`: text, reasoning, tool calls), and `answer` (whole) or
 //! `stream` (server-sent events) writes them.
+mod accounts;
 mod admin;
 mod answer;
 mod body;
+mod caller;
 mod connection;
 mod console;
 mod error;
@@ -34,6 +36,8 @@ use tokio::sync::{Semaphore, watch};
 use tokio_rustls::TlsAcceptor;
 use weir_transport::Fingerprint;
 
+pub use accounts::Accounts;
+pub(crate) use accounts::{list, since_ms, sum, with_secret};
 pub use admin::AdminConfig;
 pub use files::SharedFile;
 pub use tls::{TlsConfig, TlsError};
@@ -58,6 +62,8 @@ pub struct GatewayConfig {
     pub aliases: Vec<(String, String)>,
     /// Whose nodes are listed, let in and sent away here; none where no nodes can join.
     pub admin: Option<AdminConfig>,
+    /// API keys and what is spent by them; none where there is no state folder.
+    pub accounts: Option<Accounts>,
     /// Model files that browser tabs may fetch, to compute with them themselves.
     pub files: Vec<SharedFile>,
     /// How much of everything one client, or all of them, may take.
@@ -76,6 +82,7 @@ impl GatewayConfig {
             allowed_origins: Vec::new(),
             aliases: Vec::new(),
             admin: None,
+            accounts: None,
             files: Vec::new(),
             limits: Limits::default(),
         }
@@ -187,6 +194,7 @@ pub(crate) struct Shared {
     origins: Vec<String>,
     aliases: Vec<(String, String)>,
     admin: Option<admin::Admin>,
+    accounts: Option<Accounts>,
     files: files::Files,
     requests: Arc<Semaphore>,
     stats: Arc<stats::Stats>,
@@ -208,6 +216,12 @@ enum Phase {
 }
 
 impl Shared {
+    /// Whether headers carry the token that lies in the state folder.
+    fn is_owner(&self, headers: &hyper::HeaderMap) -> bool {
+        self.admin.as_ref().is_some_and(|admin| admin.knows(headers))
+            || self.accounts.as_ref().is_some_and(|accounts| accounts.knows(headers))
+    }
+
     /// Resolves when the gateway's life has come to `wanted`.
     fn reached(&self, wanted: Phase) -> impl Future<Output = ()> + Send + use<> {
         let mut phase = self.phase.clone();
@@ -227,7 +241,8 @@ impl Gateway {
     /// Checks the configuration and takes the address.
     pub async fn bind(driver: Driver, config: GatewayConfig) -> Result<Gateway, GatewayError> {
         let address = config.http;
-        if config.api_key.is_none() && !address.ip().is_loopback() {
+        let has_keys = config.accounts.as_ref().is_some_and(|accounts| !accounts.keys.is_empty());
+        if config.api_key.is_none() && !has_keys && !address.ip().is_loopback() {
             return Err(GatewayError::KeyRequired { address });
         }
         if config.tls.is_none() && !config.insecure_http && !address.ip().is_loopback() {
@@ -256,6 +271,7 @@ impl Gateway {
             origins: config.allowed_origins,
             aliases: config.aliases,
             admin: config.admin.map(admin::Admin::from),
+            accounts: config.accounts,
             files: files::Files::new(config.files),
             requests: Arc::new(Semaphore::new(config.limits.requests_max)),
             limits: config.limits,

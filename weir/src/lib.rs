@@ -2,12 +2,15 @@
 #![forbid(unsafe_code)]
 
 pub mod authority;
+pub mod books;
 pub mod cli;
 pub mod cluster;
 pub mod config;
 pub mod driver;
 pub mod gateway;
+pub mod keys;
 mod lan;
 mod once;
 pub mod policy;
 mod private;
+pub mod state;

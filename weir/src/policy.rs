@@ -58,19 +58,16 @@ impl Source {
     }
 
     /// Puts the policy in force, and each later version of its file that is right; what is wrong with one is said on
-    /// stderr, and the one before stays. Also tells the scheduler the time, which policies may ask for. Must be called
+    /// stderr, and the one before stays. Must be called
     /// within a tokio runtime; ends with it.
     pub async fn follow(self, driver: Driver) -> anyhow::Result<()> {
         let mut last = self.text()?;
-        driver.set_clock(clock()).await;
         enforce(&driver, parse(&self.name(), &last)?).await;
         tokio::spawn(async move {
-            let (mut look, mut told) = (tokio::time::interval(LOOK), tokio::time::interval(CLOCK));
+            let mut look = tokio::time::interval(LOOK);
             loop {
-                tokio::select! {
-                    _ = told.tick() => driver.set_clock(clock()).await,
-                    _ = look.tick() => self.look_again(&driver, &mut last).await,
-                }
+                look.tick().await;
+                self.look_again(&driver, &mut last).await;
             }
         });
         Ok(())
@@ -95,8 +92,22 @@ impl Source {
     }
 }
 
+/// Tells the scheduler the time, for policies that ask and budgets that begin anew; at once, and from then on. Must be
+/// called within a tokio runtime; ends with it.
+pub async fn keep_time(driver: Driver) {
+    driver.set_clock(clock()).await;
+    tokio::spawn(async move {
+        let mut told = tokio::time::interval(CLOCK);
+        loop {
+            told.tick().await;
+            driver.set_clock(clock()).await;
+        }
+    });
+}
+
 async fn enforce(driver: &Driver, rules: Rules) {
     driver.set_stand_ins(rules.fallback.clone());
+    driver.set_policy_allowances(rules.allowances.iter().flat_map(|a| a.limits()).collect()).await;
     driver.set_policy(Box::new(rules)).await;
 }
 

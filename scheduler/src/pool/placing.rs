@@ -17,6 +17,11 @@ const WORTH_WAITING: f64 = 0.7;
 
 /// Offers that are considered where none of those drawn will do, at most: the soonest done come first.
 const LATER_MAX: usize = 256;
+/// How many times as many tokens a prompt may be to a provider as we think: a token of ours is four bytes of text, on
+/// average, and a tokenizer that makes more than one token of a byte is none.
+const PROMPT_MARGIN: u64 = 4;
+/// What a provider may charge beyond what was reserved before it is not followed any further, in percent.
+const OVERCHARGE_MAX: u64 = 900;
 /// Rules that are named to whom they refuse, at most.
 const NAMED_MAX: usize = 4;
 
@@ -144,6 +149,7 @@ impl Pool {
         let mut longest = 0;
         let mut refusals: BTreeMap<String, u32> = BTreeMap::new();
         let mut resting: Option<(f64, NodeId, Prediction)> = None;
+        let mut too_dear: Option<u64> = None;
         for id in group.holders() {
             longest = longest.max(self.context(id, ask.model));
             match self.consider(id, ask, search) {
@@ -153,6 +159,9 @@ impl Pool {
                     if resting.is_none_or(|(least, ..)| cost < least) {
                         resting = Some((cost, id, prediction));
                     }
+                }
+                Considered::Refused(Denied::Budget(worst, _)) => {
+                    too_dear = Some(too_dear.map_or(worst, |least| least.min(worst)));
                 }
                 Considered::Refused(denied) => {
                     let reason = denied.to_string();
@@ -167,6 +176,9 @@ impl Pool {
         match resting {
             Some((_, id, prediction)) => Place::On(id, prediction),
             _ if tokens >= u64::from(longest) => Place::Never(Refusal::TooLong { longest }),
+            None if let Some(worst) = too_dear => {
+                Place::Never(Refusal::Budget { worst, others: said(&refusals) })
+            }
             None if refusals.is_empty() => Place::Never(Refusal::Exhausted),
             None => Place::Never(Refusal::Policy(said(&refusals))),
         }
@@ -234,6 +246,34 @@ impl Pool {
             true => Considered::Resting(cost, prediction),
             false => Considered::On(cost, prediction),
         }
+    }
+}
+
+impl Node {
+    /// What so much may cost there at worst. A provider counts a prompt's tokens by a tokenizer that we don't have; and one
+    /// that has charged more than was reserved may do so again.
+    pub fn worst(&self, prompt: u64, output: u64) -> u64 {
+        match self.trust {
+            Trust::Own | Trust::Guest => self.price.of(prompt, output),
+            Trust::Provider => {
+                let worst = self.price.of(PROMPT_MARGIN * prompt, output);
+                worst.saturating_mul(100 + self.overcharge_percent) / 100
+            }
+        }
+    }
+
+    /// How many tokens a prompt may be there at worst.
+    pub fn worst_prompt(&self, prompt: u64) -> u64 {
+        if self.trust == Trust::Provider { PROMPT_MARGIN * prompt } else { prompt }
+    }
+}
+
+impl Pool {
+    /// A provider says what something cost for which so much was reserved: if that was too little, more is from now on.
+    pub fn charged(&mut self, id: NodeId, nano_usd: u64, reserved: u64) {
+        let Some(node) = self.nodes.get_mut(&id).filter(|_| nano_usd > reserved) else { return };
+        let percent = nano_usd.saturating_mul(100 + node.overcharge_percent) / reserved.max(1);
+        node.overcharge_percent = percent.saturating_sub(99).clamp(node.overcharge_percent, OVERCHARGE_MAX);
     }
 }
 

@@ -63,8 +63,11 @@ impl Scheduler {
     }
 
     fn note_finish(&mut self, now: Time, id: RequestId, event: &Event) {
-        let Some(request) = self.requests.get(&id) else { return };
-        let Phase::Running(run) = &request.phase else { return };
+        let Some(request) = self.requests.get_mut(&id) else { return };
+        let Phase::Running(run) = &mut request.phase else { return };
+        if let Event::Finished { usage, .. } = event {
+            run.said = usage.prompt_tokens.saturating_add(usage.output_tokens);
+        }
         let (node, ask) = (run.node, &request.ask);
         self.pool.worked(now, node);
         if let Event::Finished { usage, .. } = event
@@ -96,6 +99,8 @@ impl Scheduler {
             FailureKind::Busy => self.pool.busy(now, node, model),
             FailureKind::NoModel => self.pool.drop_model(node, model),
             FailureKind::Cancelled | FailureKind::Internal => self.pool.failed(now, node),
+            // No node has accounts of ours.
+            FailureKind::Budget { .. } | FailureKind::Rate { .. } => self.pool.failed(now, node),
         }
         if self.falls_back(now, id, node, false) {
             return;

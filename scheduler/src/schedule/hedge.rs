@@ -32,7 +32,7 @@ impl Scheduler {
             request.ask.attempt += 1;
         }
         let rival = self.give(now, id, elsewhere, predicted);
-        if let (Some(request), Some(rival)) = (self.requests.get_mut(&id), rival) {
+        if let (Some(request), Ok(rival)) = (self.requests.get_mut(&id), rival) {
             request.rival = Some(Run { hedge_at: None, ..rival });
         }
     }
@@ -49,7 +49,8 @@ impl Scheduler {
         } else if rival.node != node {
             return false;
         }
-        let Some(lost) = request.rival.take() else { return false };
+        let Some(mut lost) = request.rival.take() else { return false };
+        lost.stopped |= tell;
         self.let_go(now, id, &lost, tell);
         self.arm(id);
         true
@@ -64,7 +65,8 @@ impl Scheduler {
     }
 
     pub(super) fn drop_rival(&mut self, now: Time, id: RequestId) {
-        if let Some(rival) = self.requests.get_mut(&id).and_then(|request| request.rival.take()) {
+        if let Some(mut rival) = self.requests.get_mut(&id).and_then(|request| request.rival.take()) {
+            rival.stopped = true;
             self.let_go(now, id, &rival, true);
         }
     }
@@ -75,20 +77,15 @@ impl Scheduler {
             self.outputs.push_back(Output::Send { node: run.node, message });
         }
         let Some(request) = self.requests.get(&id) else { return };
-        let ask = request.ask.clone();
-        self.leave(now, &ask, run);
+        let (ask, counted) = (request.ask.clone(), request.tokens_counted);
+        self.leave(now, &ask, run, counted);
     }
 
-    /// A run is over, however it came: its place on the node is free, and what it cost is settled.
-    pub(super) fn leave(&mut self, now: Time, ask: &Generate, run: &Run) {
+    /// A run is over, however it came: its place on the node is free, and what it took is settled.
+    /// So many of the request's tokens were settled before.
+    pub(super) fn leave(&mut self, now: Time, ask: &Generate, run: &Run, counted: u64) {
         self.pool.release(now, run.node, ask, run.queued);
         self.freed.insert(ask.model);
-        let prompt = if run.first.is_some() { run.given } else { 0 };
-        let counted = run.price.of(prompt, u64::from(run.tokens));
-        if let Some((key, amount)) = self.ledger.settle(ask.request, run.attempt, counted)
-            && amount > 0
-        {
-            self.outputs.push_back(Output::Spent { key, request: ask.request, attempt: run.attempt, amount });
-        }
+        self.settle(ask, run, counted);
     }
 }

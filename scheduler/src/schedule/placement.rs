@@ -1,9 +1,11 @@
 //! Who waits, and which node takes whom.
 use super::{Phase, Request, Run, Scheduler};
+use crate::ledger::{Amount, Lack};
 use crate::pool::{Bring, Place, Refusal, Search};
 use crate::serving::Prediction;
 use crate::{
     Ask, Clock, FailureKind, Generate, ModelId, NodeId, OnLoss, Output, PoolView, RequestId, Time, ToNode,
+    Unit,
 };
 use std::cmp::Reverse;
 use std::collections::BTreeSet;
@@ -49,9 +51,9 @@ impl Scheduler {
         self.drop_rival(now, id);
         let Some(request) = self.requests.get_mut(&id) else { return };
         if let Phase::Running(run) = std::mem::replace(&mut request.phase, Phase::Waiting { until }) {
-            let ask = request.ask.clone();
+            let (ask, counted) = (request.ask.clone(), request.tokens_counted);
             request.ask.attempt += 1;
-            self.leave(now, &ask, &run);
+            self.leave(now, &ask, &run, counted);
         }
         self.enqueue(id);
         self.arm(id);
@@ -67,6 +69,10 @@ impl Scheduler {
             let reason = request.trouble.clone().unwrap_or_default();
             let message = format!("{} nodes failed; the last: {reason}", request.tried.len());
             self.end_failed(now, id, FailureKind::Internal, message);
+            return false;
+        }
+        if let Some(lack) = self.lacks_tokens(now, id) {
+            self.end_lacking(now, id, &lack);
             return false;
         }
         let mut place = self.search(now, id, None);
@@ -169,7 +175,7 @@ impl Scheduler {
             expected_output: left.min(self.expected_output as u32),
             keys: &request.keys,
             first_by: request.first_by.filter(|_| request.ask.output.is_empty()),
-            budget: self.ledger.balance(request.ask.key).left(),
+            budget: self.ledger.left(&self.accounts(request), Unit::NanoUsd, self.unix_s(now)),
             draw,
             ahead: self.ahead(id, request),
             patient: request.patient_until.is_none_or(|until| now < until),
@@ -184,7 +190,7 @@ impl Scheduler {
         let (model, model_bytes) = known.unwrap_or_default();
         let count = |tokens: usize| u32::try_from(tokens).unwrap_or(u32::MAX);
         let seen = Ask {
-            key: ask.key,
+            key: self.ledger.name_of(ask.key),
             tags: &ask.tags,
             priority: ask.priority,
             prompt_tokens: count(ask.prompt.len()),
@@ -200,7 +206,7 @@ impl Scheduler {
         match &request.terms {
             None => seen,
             Some(terms) => Ask {
-                key: terms.key,
+                key: self.ledger.name_of(terms.key),
                 tags: &terms.tags,
                 priority: terms.priority,
                 prompt_tokens: terms.prompt_tokens,
@@ -332,14 +338,16 @@ impl Scheduler {
             (Refusal::Policy(reason), _) => {
                 (FailureKind::Invalid, format!("the policy refuses it: {reason}"))
             }
+            (Refusal::Budget { worst, others }, _) => self.too_dear(now, id, worst, &others),
         }
     }
 
     fn start(&mut self, now: Time, id: RequestId, node: NodeId, predicted: Prediction) {
         self.dequeue(id);
-        let Some(run) = self.give(now, id, node, predicted) else {
-            let message = "its key's budget is used up".into();
-            return self.end_failed(now, id, FailureKind::Invalid, message);
+        let run = match self.give(now, id, node, predicted) {
+            Ok(run) => run,
+            Err(Some(lack)) => return self.end_lacking(now, id, &lack),
+            Err(None) => return,
         };
         let Some(request) = self.requests.get_mut(&id) else { return };
         (request.bereft, request.orphaned, request.patient_until) = (false, None, None);
@@ -347,21 +355,27 @@ impl Scheduler {
         self.arm(id);
     }
 
-    /// Sends a request to a node, as the attempt that is due. None, and nothing is sent, if it may cost more than is left.
+    /// Sends a request to a node, as the attempt that is due. Nothing is sent if it may take more than an account has left.
     pub(super) fn give(
         &mut self,
         now: Time,
         id: RequestId,
         node: NodeId,
         predicted: Prediction,
-    ) -> Option<Run> {
-        let request = self.requests.get(&id)?;
+    ) -> Result<Run, Option<Lack>> {
+        let request = self.requests.get(&id).ok_or(None)?;
         let (ask, price) = (&request.ask, self.pool.price(node));
         let given = (ask.prompt.len() + ask.output.len()) as u64;
         let left = u64::from(ask.max_tokens).saturating_sub(ask.output.len() as u64);
-        let worst = self.pool.node(node).map_or(0, |node| node.worst(given, left));
-        if !self.ledger.reserve(ask.key, id, ask.attempt, worst) {
-            return None;
+        let prompt_due = if request.tokens_counted > 0 { 0 } else { ask.prompt.len() as u64 };
+        let worst = self.pool.node(node).map_or(Amount::default(), |node| Amount {
+            nano_usd: node.worst(given, left),
+            tokens: node.worst_prompt(prompt_due).saturating_add(left),
+        });
+        let (accounts, unix_s) = (self.accounts(request), self.unix_s(now));
+        let entries = self.ledger.reserve((ask.key, id, ask.attempt), &accounts, worst, unix_s)?;
+        if !entries.is_empty() {
+            self.outputs.push_back(Output::Reserved { request: id, attempt: ask.attempt, entries });
         }
         let queued = given.saturating_sub(predicted.cached);
         self.pool.take(now, node, ask, queued);
@@ -379,12 +393,14 @@ impl Scheduler {
             tokens: 0,
             stalls: 0,
             held_up: request.reader_behind,
+            said: 0,
+            stopped: false,
         };
         let mut ask = request.ask.clone();
         ask.deadline = request.deadline.map(|at| at.since(now));
         let hedge_at = self.hedge_at(&ask, request.first_by, &run);
         self.outputs.push_back(Output::Send { node, message: ToNode::Generate(ask) });
-        Some(Run { hedge_at, ..run })
+        Ok(Run { hedge_at, ..run })
     }
 
     /// Looks again at who waits for a model: at all, where a node is gone and some may have to be told so; else at the

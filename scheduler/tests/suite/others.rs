@@ -1,10 +1,11 @@
 //! Requests that other models will do for, and nodes that keep accounts of their own.
+use crate::money::allow;
 use crate::samples::{MODEL, ask, profile};
 use std::time::Duration;
 use weir_scheduler::{
-    Ask, Decision, Denial, Event, Failure, FailureKind, Fastest, Finish, FromNode, Generate, Held, Input,
-    KeyId, Limits, ModelId, NodeId, Offer, Output, Policy, PoolView, Price, Profile, RequestId, Scheduler,
-    Time, ToNode, Token, Trust, Usage,
+    Account, Allowance, Ask, Decision, Denial, Event, Failure, FailureKind, Fastest, Finish, FromNode,
+    Generate, Held, Holder, Input, Limit, Limits, ModelId, NodeId, Offer, Output, Period, Policy, PoolView,
+    Price, Profile, RequestId, Scheduler, Time, ToNode, Token, Trust, Unit, Usage, Who,
 };
 
 const THEIRS: ModelId = ModelId([42; 32]);
@@ -161,11 +162,10 @@ fn a_stream_moves_to_another_model_if_that_can_go_on() {
 #[test]
 fn a_provider_keeps_its_own_account() {
     let mut s = house(true);
-    let key = KeyId(7);
-    s.handle(at(0), Input::Budget { key, limit: Some(2000), spent: 0 });
+    let (key, account) = allow(&mut s, 2200);
     submit(&mut s, at(1), 1, |ask| (ask.model, ask.key) = (THEIRS, key));
     sent(&mut s);
-    assert_eq!(s.balance(key).reserved, 2 * 3 * 10 + 10 * 100, "twice the prompt, as we count it");
+    assert_eq!(s.balance(&account).reserved, 4 * 3 * 10 + 10 * 100, "four times the prompt, as we count it");
     submit(&mut s, at(2), 2, |ask| (ask.model, ask.key) = (THEIRS, key));
     assert_eq!(sent(&mut s), [], "so much isn't left");
     say(&mut s, at(10), PROVIDER, 1, 0, token(0));
@@ -178,7 +178,26 @@ fn a_provider_keeps_its_own_account() {
     let spent = told.iter().position(|o| matches!(o, Output::Spent { amount: 555, .. }));
     let ended = told.iter().position(|o| matches!(o, Output::Emit { event: Event::Finished { .. }, .. }));
     assert!(spent.is_some() && spent < ended, "what it cost is said before its end: {told:?}");
-    assert_eq!((s.balance(key).spent, s.balance(key).reserved), (555, 0));
+    assert_eq!((s.balance(&account).spent, s.balance(&account).reserved), (555, 0));
+    submit(&mut s, at(25), 3, |ask| (ask.model, ask.key) = (THEIRS, key));
+    s.handle(at(26), Input::Cancel(RequestId(3)));
+    assert_eq!(s.balance(&account).spent, 555 + 3 * 10, "its prompt was sent");
+    // It charges three times what was reserved: that counts, and the next time it is reserved.
+    submit(&mut s, at(30), 4, |ask| (ask.model, ask.key) = (THEIRS, key));
+    let amount = 3 * s.balance(&account).reserved;
+    s.handle(
+        at(40),
+        Input::Node { node: PROVIDER, from: FromNode::Charged { request: RequestId(4), attempt: 0, amount } },
+    );
+    say(&mut s, at(40), PROVIDER, 4, 0, Event::Finished { reason: Finish::Stop, text: String::new(), usage });
+    assert_eq!(s.balance(&account).spent, 585 + amount);
+    s.check();
+    s.handle(at(50), Input::Keys([(key, "b".into())].into()));
+    let limit = Limit { amount: u64::MAX, unit: Unit::NanoUsd, period: Period::Day };
+    s.handle(at(50), Input::Allow(vec![Allowance { who: Who::Everybody, limit }]));
+    submit(&mut s, at(60), 5, |ask| (ask.model, ask.key) = (THEIRS, key));
+    let all = Account { holder: Holder::Everybody, ..account };
+    assert!(s.balance(&all).reserved >= amount, "{:?}", s.balance(&all));
 }
 
 #[test]

@@ -1,10 +1,12 @@
 //! Single rules.
+use crate::money::allow;
 use crate::samples::{MODEL, ask, profile};
 use std::time::Duration;
 use weir_scheduler::{
-    BlockKey, CacheStatus, Candidate, Event, Failure, FailureKind, Fastest, Finish, FromNode, Generate,
-    Input, KeyId, KvType, Limits, Logprob, ModelStatus, NodeId, Output, Price, Priority, Profile, Rates,
-    RequestId, Scheduler, Status, Time, ToNode, Token, Trust, Usage,
+    Account, Allowance, BlockKey, CacheStatus, Candidate, Event, Failure, FailureKind, Fastest, Finish,
+    FromNode, Generate, Holder, Input, KvType, Limit, Limits, Logprob, ModelStatus, NodeId, Output, Period,
+    Price, Priority, Profile, Rates, RequestId, Scheduler, Status, Time, ToNode, Token, Trust, Unit, Usage,
+    Who,
 };
 
 fn scheduler(nodes: u64) -> Scheduler {
@@ -326,20 +328,59 @@ fn a_budget_is_reserved_settled_and_not_passed() {
     let price = Price { prompt: 1, output: 10 };
     let profile = Profile { price, ..profile("n0", 4) };
     s.handle(at(0), Input::Connected { node: NodeId(0), profile });
-    let key = KeyId(7);
-    s.handle(at(0), Input::Budget { key, limit: Some(100), spent: 0 });
+    let (key, account) = allow(&mut s, 100);
     wants(&mut s, 1, |asked| asked.key = key);
-    assert_eq!(s.balance(key).reserved, 3 + 5 * 10);
+    assert_eq!(s.balance(&account).reserved, 3 + 5 * 10);
     wants(&mut s, 2, |asked| asked.key = key);
-    let refused = failure(&outputs(&mut s), 2).unwrap();
-    assert!(refused.message.contains("budget"), "{}", refused.message);
+    let told = outputs(&mut s);
+    let reserved =
+        told.iter().position(|o| matches!(o, Output::Reserved { entries, .. } if entries[0].reserved == 53));
+    let sent = told.iter().position(|o| matches!(o, Output::Send { .. }));
+    assert!(reserved.is_some() && reserved < sent, "what is reserved is said before it is sent: {told:?}");
+    let refused = failure(&told, 2).unwrap();
+    assert_eq!(refused.kind, FailureKind::Budget { after_s: 2 }, "something may be given back soon");
+    assert!(refused.message.contains("$0.000000 are left"), "{}", refused.message);
     token(&mut s, at(10), 0, 1, 0, 0);
     let usage = Usage::default();
     say(&mut s, at(20), 0, 1, 0, Event::Finished { reason: Finish::Stop, text: String::new(), usage });
-    let spent = Output::Spent { key, request: RequestId(1), attempt: 0, amount: 3 + 10 };
+    let spent = Output::Spent { key, request: RequestId(1), attempt: 0, amount: 3 + 10, worst: 53 };
     let told = outputs(&mut s);
     assert!(told.contains(&spent), "{told:?}");
-    assert_eq!((s.balance(key).spent, s.balance(key).reserved), (13, 0));
+    assert_eq!((s.balance(&account).spent, s.balance(&account).reserved), (13, 0));
+    s.check();
+    s.handle(at(30), Input::Booked { account: account.clone(), window: 0, taken: 80 });
+    wants(&mut s, 3, |asked| asked.key = key);
+    let refused = failure(&outputs(&mut s), 3).unwrap();
+    assert_eq!(refused.kind, FailureKind::Budget { after_s: 86_400 });
+    assert!(refused.message.contains("the next day begins in 24 h"), "{}", refused.message);
+}
+
+#[test]
+fn a_rate_is_kept_and_tokens_are_counted_once() {
+    let mut s = scheduler(4);
+    let limit = |amount, unit| Limit { amount, unit, period: Period::Minute };
+    let each = |limit| Allowance { who: Who::Everybody, limit };
+    s.handle(at(0), Input::Allow(vec![each(limit(4, Unit::Requests)), each(limit(20, Unit::Tokens))]));
+    let tokens = Account { holder: Holder::Everybody, unit: Unit::Tokens, period: Period::Minute };
+    wants(&mut s, 1, |_| ());
+    wants(&mut s, 2, |_| ());
+    assert_eq!(s.balance(&tokens).reserved, 2 * (3 + 5));
+    wants(&mut s, 3, |_| ());
+    let told = outputs(&mut s);
+    assert!(!told.iter().any(|o| matches!(o, Output::Reserved { .. })), "a rate doesn't outlive the process");
+    let refused = failure(&told, 3).unwrap();
+    assert_eq!(refused.kind, FailureKind::Rate { after_s: 2 }, "{}", refused.message);
+    token(&mut s, at(10), 0, 1, 0, 0);
+    s.handle(at(20), Input::Cancel(RequestId(1)));
+    s.handle(at(20), Input::Cancel(RequestId(2)));
+    assert_eq!((s.balance(&tokens).spent, s.balance(&tokens).reserved), (3 + 1, 0));
+    wants(&mut s, 4, |asked| asked.max_tokens = 1);
+    wants(&mut s, 5, |asked| asked.max_tokens = 1);
+    outputs(&mut s);
+    wants(&mut s, 6, |asked| asked.max_tokens = 1);
+    let refused = failure(&outputs(&mut s), 6).unwrap();
+    assert!(matches!(refused.kind, FailureKind::Rate { .. }), "{}", refused.message);
+    assert!(refused.message.contains("4 requests in any minute"), "{}", refused.message);
     s.check();
 }
 

@@ -375,6 +375,8 @@ impl Field {
                 Output::Send { message: ToNode::Load { .. } | ToNode::Unload { .. }, .. }
                 | Output::Emit { .. }
                 | Output::Found { .. }
+                | Output::Reserved { .. }
+                | Output::Settled { .. }
                 | Output::Spent { .. }
                 | Output::Disconnect { .. } => {}
             }

@@ -4,6 +4,7 @@
 //! it must end once, no node's memory may be promised twice, and what the scheduler counts must be so.
 //!
 //! `cargo xtask sim --seeds N` runs it for more seeds than the tests do.
+mod books;
 mod restart;
 mod seeds;
 
@@ -13,16 +14,14 @@ use crate::samples::ask;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 use weir_scheduler::{
-    Candidate, Class, Event, Failure, FailureKind, Fastest, Finish, FromNode, Generate, Input, KeyId, Limits,
-    Logprob, ModelId, ModelStatus, NodeId, Output, PRIVATE, Priority, RequestId, Scheduler, Status, Time,
-    ToNode, Token, Trust, Usage, Wanted,
+    Account, Candidate, Class, Event, Failure, FailureKind, Fastest, Finish, FromNode, Generate, Input,
+    KeyId, Limits, Logprob, ModelId, ModelStatus, NodeId, Output, PRIVATE, Priority, RequestId, Scheduler,
+    Status, Time, ToNode, Token, Trust, Usage, Wanted,
 };
 
 const FAULTS_END: Time = Time(30_000_000_000);
 /// Happenings that are remembered for whoever looks for a fault.
 const TRACE: usize = 100;
-/// What one of the keys may spend.
-const BUDGET: u64 = 4000;
 const GIVE_UP: Time = Time(600_000_000_000);
 
 /// Nodes that a world begins with, and its requests: one world in two hundred is large.
@@ -90,8 +89,8 @@ struct World {
     /// How many will be asked for.
     requests: usize,
     clients: BTreeMap<RequestId, Client>,
-    /// What each key has spent, by what the scheduler said of each attempt.
-    books: BTreeMap<KeyId, u64>,
+    /// What was spent and what is reserved, by account and window, as the scheduler said of each attempt.
+    books: BTreeMap<(Account, i64), (u64, u64)>,
     /// Who wants a model and hasn't heard of it.
     wants: BTreeSet<u64>,
     resumed: u64,
@@ -163,14 +162,6 @@ impl World {
             world.plan(at, Happening::Wants(want));
         }
         world
-    }
-
-    /// Tells the scheduler what keys may spend and have spent.
-    fn open_accounts(&mut self) {
-        for (key, limit) in [(KeyId(0), None), (KeyId(1), Some(BUDGET))] {
-            let spent = self.books.get(&key).copied().unwrap_or(0);
-            self.scheduler.handle(self.now, Input::Budget { key, limit, spent });
-        }
     }
 
     fn plan(&mut self, after: Duration, what: Happening) {
@@ -480,14 +471,7 @@ impl World {
             self.scheduler.survey(self.now).iter().flat_map(|n| &n.models).map(|m| m.running).sum();
         assert_eq!(on_nodes as usize, load.running + load.hedged, "requests that run, by node and in all");
         self.scheduler.check();
-        for key in [KeyId(0), KeyId(1)] {
-            let spent = self.books.get(&key).copied().unwrap_or(0);
-            assert_eq!(
-                self.scheduler.balance(key).spent,
-                spent,
-                "{key:?}: what was spent, and what was said of it"
-            );
-        }
+        self.check_books();
         assert!(load.waiting <= Limits::default().waiting_max);
         let live = self.clients.values().filter(|c| c.end.is_none()).count();
         assert_eq!(load.running + load.waiting - load.checks, live, "requests that have not ended");
@@ -517,10 +501,9 @@ impl World {
                 }
                 Output::Emit { request, .. } if request.is_own() => {}
                 Output::Emit { request, event } => self.hear(request, event),
-                Output::Spent { key, amount, .. } => {
-                    let times = if self.planted == Some(Planted::SettledTwice) { 2 } else { 1 };
-                    *self.books.entry(key).or_default() += times * amount;
-                }
+                Output::Reserved { entries, .. } => self.reserved(entries),
+                Output::Settled { entries, .. } => self.settled(entries),
+                Output::Spent { .. } => {}
                 Output::Found { want, .. } => assert!(self.wants.remove(&want), "{want} was answered before"),
                 Output::Disconnect { node, reason, .. } => {
                     assert!(!reason.contains("unlikely"), "an honest guest is refuted");

@@ -1,9 +1,5 @@
 //! Providers, by processes: asked outright, when no node of our own can, when one dies, and never for what is private.
-#[path = "../../../upstream/tests/suite/mock.rs"]
-#[expect(dead_code, reason = "the provider's own tests use all of it")]
-mod mock;
-
-use mock::{Ending, Mock, Script, chunk};
+use crate::mock::{Ending, Mock, Script, chunk};
 use serde_json::{Value, json};
 use std::time::{Duration, Instant};
 use tempfile::TempDir;

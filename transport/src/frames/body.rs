@@ -200,6 +200,8 @@ pub(super) fn failure_number(kind: FailureKind) -> u8 {
         FailureKind::Deadline => 4,
         FailureKind::Cancelled => 5,
         FailureKind::Internal => 6,
+        // A scheduler's own; as for nodes, it is busy.
+        FailureKind::Budget { .. } | FailureKind::Rate { .. } => 3,
     }
 }
 

@@ -97,7 +97,7 @@ pub(super) struct Drain {
 }
 
 /// `90s`, `15m`, `1h`, `7d`.
-fn time(text: &str) -> Result<Duration, String> {
+pub(super) fn time(text: &str) -> Result<Duration, String> {
     let wrong = || format!("{text:?} is no time; write it as 90s, 15m, 1h or 7d");
     let (number, unit) = text.split_at_checked(text.len().saturating_sub(1)).ok_or_else(wrong)?;
     let seconds = match unit {

@@ -4,17 +4,20 @@ use super::secure::{Secure, host_name, own_addresses, own_names};
 use super::serving::{self, Announced, Serving};
 use super::speaker::{device_options, find};
 use super::{Interrupted, machine, output::note, store};
+use crate::books::Books;
 use crate::cluster::{Cluster, Invitation};
 use crate::config::Config;
 use crate::driver::{Driver, DriverConfig, ModelSource, ModelSpec, Port, stock_here};
-use crate::gateway::{AdminConfig, Gateway, GatewayConfig, SharedFile};
+use crate::gateway::{Accounts, AdminConfig, Gateway, GatewayConfig, SharedFile};
+use crate::keys::Keys;
 use crate::lan::{self, Announcement};
-use crate::policy::Source;
+use crate::policy::{Source, keep_time};
+use crate::state::State;
 use std::io::{IsTerminal, Write, stderr, stdout};
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{SystemTime, UNIX_EPOCH};
 use tokio::sync::oneshot;
 use weir_transport::{JoinLink, JoinToken};
 
@@ -82,7 +85,8 @@ impl Serve {
         };
         let models = names.into_iter().map(|n| find(config, n)).collect::<anyhow::Result<Vec<_>>>()?;
         let shared = self.share.iter().map(|n| find(config, Some(n))).collect::<anyhow::Result<Vec<_>>>()?;
-        let mut gateway = self.gateway(config)?;
+        let accounts = self.accounts(config)?;
+        let mut gateway = self.gateway(config, accounts.as_ref())?;
         let policy =
             self.policy.as_ref().or(config.policy.as_ref()).map(|name| Source::named(name)).transpose()?;
         policy.as_ref().map(Source::load).transpose()?;
@@ -95,8 +99,15 @@ impl Serve {
         gateway.files = if shared.is_empty() { &models } else { &shared }.iter().filter_map(share).collect();
         super::runtime()?.block_on(async {
             let device = device_options(config);
-            let driver =
-                DriverConfig { models, device, labels: config.labels(), no_node: self.no_node, upstreams };
+            let books = accounts.as_ref().map(|(_, accounts)| accounts.books.clone());
+            let driver = DriverConfig {
+                models,
+                device,
+                labels: config.labels(),
+                no_node: self.no_node,
+                upstreams,
+                books,
+            };
             let driver = match self.no_node {
                 true => Driver::start(driver).await?,
                 false => {
@@ -104,13 +115,24 @@ impl Serve {
                     Driver::start_with(driver, machine(config, device)?, stock).await?
                 }
             };
+            keep_time(driver.clone()).await;
+            if let Some((_, Accounts { keys, .. })) = &accounts {
+                driver.set_keys(keys.names(), keys.allowances()).await;
+            }
             if let Some(policy) = policy {
                 policy.follow(driver.clone()).await?;
             }
-            let house = self.listen.map(|at| self.open_house(config, &driver, at)).transpose()?;
+            let house = match (self.listen, &accounts) {
+                (Some(at), Some((state, accounts))) => Some(self.open_house(state, accounts, &driver, at)?),
+                _ => None,
+            };
             gateway.admin = house.as_ref().map(|house| house.admin.clone());
+            gateway.accounts = accounts.as_ref().map(|(_, accounts)| accounts.clone());
             let gateway = Gateway::bind(driver.clone(), gateway).await?;
-            let announced = house.as_ref().map(|house| house.announce(&gateway)).transpose()?;
+            let announced = match &accounts {
+                Some((_, accounts)) => Some(self.announce(config, &gateway, &accounts.token)?),
+                None => None,
+            };
             let names: Vec<String> = driver.models().iter().map(|m| m.name.clone()).collect();
             writeln!(
                 stdout(),
@@ -133,6 +155,11 @@ impl Serve {
                 .await;
             drop(announced);
             driver.shutdown().await;
+            if let Some((_, Accounts { books, .. })) = &accounts {
+                let books = books.clone();
+                // It is written, or the runtime is going down.
+                _ = tokio::task::spawn_blocking(move || books.flush()).await;
+            }
             if let Some(house) = house {
                 house.port.close().await;
             }
@@ -143,7 +170,40 @@ impl Serve {
         })
     }
 
-    fn gateway(&self, config: &Config) -> anyhow::Result<GatewayConfig> {
+    /// The state, with keys and what they have spent. Where nodes can join it must be ours; else it may be another's that
+    /// runs on this machine, too, and we do without.
+    fn accounts(&self, config: &Config) -> anyhow::Result<Option<(State, Accounts)>> {
+        let open = || {
+            let folder = serving::folder(config, self.state.as_deref())?;
+            let state = State::open(&folder)?;
+            let unix_s = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs() as i64);
+            let keys = Arc::new(Keys::open(state.clone())?);
+            let books = Arc::new(Books::open(state.clone(), unix_s)?);
+            // As long as two of them: 256 bits.
+            let token = format!("{}{}", JoinToken::generate()?, JoinToken::generate()?);
+            anyhow::Ok((state, Accounts { keys, books, token }))
+        };
+        match open() {
+            Ok(accounts) => Ok(Some(accounts)),
+            Err(error) if self.listen.is_some() || self.state.is_some() => Err(error),
+            Err(error) => {
+                tracing::warn!("API keys and what is spent are not kept here: {error:#}");
+                Ok(None)
+            }
+        }
+    }
+
+    /// So that `weir key`, `weir link` and their like find us.
+    fn announce(&self, config: &Config, gateway: &Gateway, token: &str) -> anyhow::Result<Announced> {
+        let folder = serving::folder(config, self.state.as_deref())?;
+        Serving::new(gateway.address(), gateway.key(), token.to_owned()).announce(&folder)
+    }
+
+    fn gateway(
+        &self,
+        config: &Config,
+        accounts: Option<&(State, Accounts)>,
+    ) -> anyhow::Result<GatewayConfig> {
         let http = self.http.unwrap_or(config.http);
         let folder = || serving::folder(config, self.state.as_deref());
         let mut allowed_hosts = config.allowed_hosts.clone();
@@ -151,11 +211,12 @@ impl Serve {
             allowed_hosts.extend(own_names());
         }
         let api_key = self.key.clone().or_else(|| config.api_key.clone());
+        let has_key = api_key.is_some() || accounts.is_some_and(|(_, accounts)| !accounts.keys.is_empty());
         Ok(GatewayConfig {
             // Without a key it will not run: that is said first.
-            tls: api_key
-                .as_ref()
-                .and_then(|_| self.secure.tls(config, http, folder).transpose())
+            tls: has_key
+                .then_some(())
+                .and_then(|()| self.secure.tls(config, http, folder).transpose())
                 .transpose()?,
             insecure_http: self.secure.is_insecure(config),
             api_key,
@@ -167,9 +228,14 @@ impl Serve {
     }
 
     /// Opens the port for nodes.
-    fn open_house(&self, config: &Config, driver: &Driver, at: SocketAddr) -> anyhow::Result<House> {
-        let folder = serving::folder(config, self.state.as_deref())?;
-        let cluster = Arc::new(Cluster::open(&folder)?);
+    fn open_house(
+        &self,
+        state: &State,
+        accounts: &Accounts,
+        driver: &Driver,
+        at: SocketAddr,
+    ) -> anyhow::Result<House> {
+        let cluster = Arc::new(Cluster::within(state.clone())?);
         let port = driver.listen(at, cluster.clone())?;
         let addresses = match self.advertise.as_slice() {
             [] => {
@@ -178,10 +244,10 @@ impl Serve {
             }
             told => told.to_vec(),
         };
-        let token = JoinToken::generate()?.to_string();
+        let token = accounts.token.clone();
         let web = port.web_certificate();
         let lan = (!self.no_lan && !at.ip().is_loopback()).then(|| announce(&port, &cluster)).flatten();
-        Ok(House { folder, port, admin: AdminConfig { cluster, addresses, web, token }, _lan: lan })
+        Ok(House { port, admin: AdminConfig { cluster, addresses, web, token }, _lan: lan })
     }
 }
 
@@ -197,7 +263,6 @@ fn share(model: &ModelSpec) -> Option<SharedFile> {
 
 /// What is open to other machines.
 struct House {
-    folder: PathBuf,
     port: Port,
     admin: AdminConfig,
     /// `weir join --lan` finds us.
@@ -212,12 +277,6 @@ fn announce(port: &Port, cluster: &Cluster) -> Option<Announcement> {
 }
 
 impl House {
-    /// So that `weir link` and its like find us.
-    fn announce(&self, gateway: &Gateway) -> anyhow::Result<Announced> {
-        let folder: &Path = &self.folder;
-        Serving::new(gateway.address(), gateway.key(), self.admin.token.clone()).announce(folder)
-    }
-
     /// A join link for whoever started us, if it is a person.
     fn invite(&self) -> anyhow::Result<()> {
         if stderr().is_terminal() {

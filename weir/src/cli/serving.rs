@@ -90,6 +90,11 @@ impl Serving {
         serde_json::from_slice(&bytes).with_context(|| path.display().to_string())
     }
 
+    /// Whether anybody listens there.
+    pub(super) fn is_there(&self) -> bool {
+        std::net::TcpStream::connect_timeout(&self.http, Duration::from_secs(2)).is_ok()
+    }
+
     /// Asks its admin API; `path` is what follows `/weir/v1/`.
     pub(super) async fn ask(
         &self,

@@ -1,11 +1,13 @@
 //! The one task that touches the scheduler.
+use super::bill::{Bills, Ran};
 use super::conversation::{Conversation, Talk};
 use super::course::Course;
 use super::news::{News, Newsroom, NodeInfo};
 use super::pump::{Delivery, Pump};
 use super::shelf::Shelf;
+use crate::books::Books;
 use crate::cluster::{Cluster, Member};
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::mpsc::OwnedPermit;
@@ -13,8 +15,8 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::AbortHandle;
 use tokio::time::{Sleep, sleep_until};
 use weir_scheduler::{
-    Clock, Event, Failure, FailureKind, FromNode, Generate, Input, ModelId, NodeId, Output, Policy, Profile,
-    RequestId, Scheduler, Time, ToNode, Wanted,
+    Allowance, Clock, Event, Failure, FailureKind, FromNode, Generate, Input, KeyId, ModelId, NodeId, Output,
+    Policy, Profile, RequestId, Scheduler, Time, ToNode, Wanted,
 };
 use weir_transport::{Link, Order, PublicKey};
 use weir_upstream::Upstream;
@@ -64,6 +66,10 @@ pub(super) enum Command {
     Policy(Box<dyn Policy>),
     /// What time it is for people.
     Clock(Clock),
+    /// The names of keys.
+    Keys(BTreeMap<KeyId, Arc<str>>),
+    /// What may be spent.
+    Allow(Vec<Allowance>),
     /// Who is connected.
     Survey(oneshot::Sender<Vec<NodeInfo>>),
     /// What happens from now on.
@@ -181,6 +187,7 @@ struct Conductor {
     news: Newsroom,
     count: watch::Sender<usize>,
     commands: mpsc::WeakSender<Command>,
+    bills: Bills,
     /// Whose word is being taken in.
     speaker: Option<NodeId>,
 }
@@ -192,10 +199,12 @@ pub(super) fn spawn(
     inbox: mpsc::Receiver<Command>,
     cancelled: mpsc::UnboundedReceiver<RequestId>,
     commands: mpsc::WeakSender<Command>,
+    books: Option<Arc<Books>>,
 ) -> watch::Receiver<usize> {
     let (count, nodes) = watch::channel(0);
     let origin = Instant::now();
-    let conductor = Conductor {
+    let taken = books.as_ref().map(|books| books.taken()).unwrap_or_default();
+    let mut conductor = Conductor {
         scheduler,
         origin,
         clients: HashMap::new(),
@@ -207,8 +216,14 @@ pub(super) fn spawn(
         news: Newsroom::default(),
         count,
         commands,
+        bills: Bills::new(books),
         speaker: None,
     };
+    for slice in taken {
+        let taken = slice.taken();
+        let (account, window) = (slice.account, slice.window);
+        conductor.scheduler.handle(Time::ZERO, Input::Booked { account, window, taken });
+    }
     tokio::spawn(conductor.run(inbox, cancelled));
     nodes
 }
@@ -305,6 +320,11 @@ impl Conductor {
                 self.act(None);
             }
             Command::Clock(clock) => self.scheduler.set_clock(self.now(), clock),
+            Command::Keys(names) => {
+                self.bills.names.clone_from(&names);
+                self.handle(Input::Keys(names));
+            }
+            Command::Allow(allowances) => self.handle(Input::Allow(allowances)),
             // Whoever asked may have stopped waiting.
             Command::Survey(reply) => _ = reply.send(self.survey()),
             Command::Watch(reader) => self.news.add(reader),
@@ -383,12 +403,14 @@ impl Conductor {
     fn submit(&mut self, ask: Box<Generate>, client: Client, reply: oneshot::Sender<Result<(), Failure>>) {
         let request = ask.request;
         self.clients.insert(request, client);
+        self.bills.begin(&ask);
         self.scheduler.handle(self.now(), Input::Submit(ask));
         let mut refused = None;
         while let Some(output) = self.scheduler.poll() {
             match output {
                 Output::Emit { request: id, event: Event::Failed(failure) } if id == request => {
                     self.clients.remove(&request);
+                    self.bills.refused(request);
                     refused = Some(failure);
                 }
                 output => self.perform(output, &mut None),
@@ -421,9 +443,18 @@ impl Conductor {
                 }
             }
             Output::Send { node, message } => self.order(node, &message),
-            Output::Spent { key, request, amount, .. } => {
+            Output::Reserved { request, attempt, entries } => self.bills.reserve(request, attempt, entries),
+            Output::Settled { request, attempt, entries } => self.bills.settle(request, attempt, entries),
+            Output::Spent { key, request, amount, worst, .. } => {
                 if let Some(client) = self.clients.get(&request) {
                     client.course.spent(amount);
+                }
+                self.bills.spent(request, amount);
+                if amount > worst {
+                    tracing::warn!(
+                        "{request:?} cost {amount} billionths of a dollar, and {worst} was the most that its provider's \
+                         prices allow; more will be reserved there from now on"
+                    );
                 }
                 tracing::debug!("{request:?} cost {key:?} {amount} billionths of a dollar");
             }
@@ -436,6 +467,7 @@ impl Conductor {
             Output::Emit { request, event: Event::Token(token) } => match place.take() {
                 Some((owner, place)) if owner == request => {
                     self.takes_part(request);
+                    self.bills.token(request);
                     if let Some(client) = self.clients.get_mut(&request).filter(|c| c.conversation.is_some())
                     {
                         client.so_far.push_str(&token.text);
@@ -450,6 +482,8 @@ impl Conductor {
                     self.takes_part(request);
                 }
                 if let Some(client) = self.clients.remove(&request) {
+                    let ran = Ran { nodes: client.course.nodes(), estimated: client.course.cost().estimated };
+                    self.bills.end(request, &event, ran, |model| self.shelf.name_of(model));
                     client.pumps.iter().for_each(|(_, pump)| pump.abort());
                     client.last.send(event);
                 }
@@ -500,15 +534,26 @@ impl Conductor {
         let (Some(node), Some(commands)) = (self.nodes.get(&id), self.commands.upgrade()) else { return };
         let (request, attempt) = (ask.request, ask.attempt);
         let pump = Pump { node: id, request, attempt, client: client.events.clone(), commands };
+        let receipt = self.bills.receipt(request, attempt);
         let task = match &node.line {
             Line::Upstream(upstream) => {
-                let (upstream, model) = (upstream.upstream.clone(), upstream.model.clone());
-                tokio::spawn(pump.consult(upstream, model, ask, client.talk()))
+                let (upstream, model, talk) =
+                    (upstream.upstream.clone(), upstream.model.clone(), client.talk());
+                tokio::spawn(async move {
+                    if pump.is_paid(receipt).await {
+                        pump.consult(upstream, model, ask, talk).await;
+                    }
+                })
             }
             Line::Link { link, .. } => {
                 let reword = client.tokens_of != Some(ask.model);
                 let reword = reword.then(|| self.shelf.by_id(ask.model).zip(client.talk()));
-                tokio::spawn(pump.run(link.clone(), ask, reword))
+                let link = link.clone();
+                tokio::spawn(async move {
+                    if pump.is_paid(receipt).await {
+                        pump.run(link, ask, reword).await;
+                    }
+                })
             }
         };
         let task = task.abort_handle();

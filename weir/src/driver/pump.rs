@@ -1,5 +1,6 @@
 //! Carries one attempt at a request: sends it to the node and reads what comes back, no faster than the client reads.
 use super::ServedModel;
+use super::bill::Receipt;
 use super::conductor::Command;
 use super::conversation::Talk;
 use std::sync::Arc;
@@ -48,6 +49,16 @@ impl Pump {
             Err(Stop::ReaderGone) => self.tell(Command::Cancel(request)).await,
             Ok(()) | Err(Stop::Told) => {}
         }
+    }
+
+    /// Whether it may be sent: what it may cost is on disk, if it has to be.
+    pub async fn is_paid(&self, receipt: Option<Receipt>) -> bool {
+        let Some(receipt) = receipt else { return true };
+        let Err(message) = receipt.wait().await else { return true };
+        let failure =
+            Failure { kind: FailureKind::Internal, message: format!("it can't be paid for: {message}") };
+        self.tell_end(Event::Failed(failure)).await;
+        false
     }
 
     /// The request in the words of the node's model, where they aren't the ones it came in; and by how much the node's

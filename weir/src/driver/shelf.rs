@@ -55,6 +55,12 @@ impl Shelf {
         inside.known.iter().find(|m| m.id == id && inside.holders.contains_key(&m.id)).cloned()
     }
 
+    /// What a model is called, whether a node holds it or not.
+    pub fn name_of(&self, id: ModelId) -> String {
+        let inside = self.inside();
+        inside.known.iter().find(|m| m.id == id).map(|m| m.name.clone()).unwrap_or_default()
+    }
+
     /// Upstreams are looked after from now on.
     pub fn expect_upstreams(&self) {
         self.inside().upstreams = true;

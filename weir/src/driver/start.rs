@@ -2,12 +2,13 @@
 use super::conductor::{self, Command};
 use super::shelf::Shelf;
 use super::{Driver, Inner, ServedModel, Source};
+use crate::books::Books;
 use serde::{Deserialize, Serialize};
 use std::hash::{BuildHasher, RandomState};
 use std::path::PathBuf;
 use std::str::FromStr;
-use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
@@ -38,6 +39,8 @@ pub struct DriverConfig {
     pub no_node: bool,
     /// Whom requests may be sent on to.
     pub upstreams: Vec<weir_upstream::Upstream>,
+    /// Where it is kept what is spent; nowhere, if none.
+    pub books: Option<Arc<Books>>,
 }
 
 /// A model to serve.
@@ -284,7 +287,7 @@ pub(super) async fn start(
     let machine = Machine { labels: config.labels, ..machine };
     let worker = worker("local", machine, loaded, stock);
     let has_node = !worker.residents().is_empty();
-    let driver = bring_up(shelf, worker.clone());
+    let driver = bring_up(shelf, worker.clone(), config.books);
     if has_node {
         let (ours, theirs) = Link::in_memory();
         tokio::spawn(async move {
@@ -352,18 +355,19 @@ pub(super) fn since_1970() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs())
 }
 
-fn bring_up(shelf: Shelf, local: Worker) -> Driver {
+fn bring_up(shelf: Shelf, local: Worker, books: Option<Arc<Books>>) -> Driver {
     let (commands, inbox) = mpsc::channel::<Command>(COMMANDS_MAX);
     let (cancels, cancelled) = mpsc::unbounded_channel();
     let scheduler = Scheduler::new(Limits::default(), Box::new(Fastest), seed());
     let shelf = Arc::new(shelf);
-    let nodes = conductor::spawn(scheduler, shelf.clone(), inbox, cancelled, commands.downgrade());
+    let nodes = conductor::spawn(scheduler, shelf.clone(), inbox, cancelled, commands.downgrade(), books);
     let inner = Inner {
         commands,
         cancels,
         shelf,
         local,
         nodes,
+        allowed: Mutex::default(),
         next_request: AtomicU64::new(1),
         next_node: Arc::new(AtomicU64::new(1)),
     };

@@ -2,6 +2,7 @@
 //!
 //! Looking needs what every other request needs; changing needs the admin token, which lies in the state folder.
 use super::Shared;
+use super::accounts;
 use super::body::{self, Body};
 use super::error::ApiError;
 use crate::cluster::{Asker, Cluster, ClusterError, Invitation, Record};
@@ -82,6 +83,7 @@ pub(super) enum Route {
     Admit(String),
     Revoke(String),
     Drain(String),
+    Accounts(accounts::Route),
 }
 
 impl Route {
@@ -92,6 +94,9 @@ impl Route {
             ["events"] => Route::Events,
             ["webtransport"] => Route::WebTransport,
             ["links"] => Route::Links,
+            ["keys"] => Route::Accounts(accounts::Route::Keys),
+            ["keys", name, "revoke"] => Route::Accounts(accounts::Route::Revoke((*name).to_owned())),
+            ["usage"] => Route::Accounts(accounts::Route::Usage),
             ["nodes", code, "admit"] => Route::Admit((*code).to_owned()),
             ["nodes", id, "revoke"] => Route::Revoke((*id).to_owned()),
             ["nodes", id, "drain"] => Route::Drain((*id).to_owned()),
@@ -107,6 +112,7 @@ pub(super) async fn respond(
     request: Request<hyper::body::Incoming>,
 ) -> Result<Response<Body>, ApiError> {
     match (&route, request.method()) {
+        (Route::Accounts(route), _) => return accounts::respond(shared, route, request).await,
         (Route::Nodes, &Method::GET | &Method::HEAD) => {
             let nodes = nodes(shared.admin.as_ref(), &shared.driver).await;
             return Ok(answer(&json!({ "nodes": nodes })));
@@ -121,9 +127,7 @@ pub(super) async fn respond(
     }
     let admin = shared.admin.as_ref().ok_or_else(no_cluster)?;
     if !admin.knows(request.headers()) {
-        let message =
-            "Only the owner of the scheduler's state folder may do this; `weir` finds the token there.";
-        return Err(ApiError::new(StatusCode::FORBIDDEN, "admin_only", message));
+        return Err(ApiError::owner_only());
     }
     let body = body::read(request.into_body(), &shared.limits).await?;
     let body = if body.is_empty() { b"{}".as_slice() } else { &body };
@@ -132,7 +136,9 @@ pub(super) async fn respond(
         Route::Admit(code) => admit(admin, code).await,
         Route::Revoke(id) => revoke(admin, &shared.driver, &id).await,
         Route::Drain(id) => drain(admin, &shared.driver, &id, parse(body)?).await,
-        Route::Nodes | Route::Events | Route::WebTransport => Err(ApiError::method("GET")),
+        Route::Nodes | Route::Events | Route::WebTransport | Route::Accounts(_) => {
+            Err(ApiError::method("GET"))
+        }
     }
 }
 
@@ -148,7 +154,7 @@ fn web_transport(admin: &Admin) -> Response<Body> {
     answer(&json!({ "urls": urls, "certificate_sha256": hash }))
 }
 
-fn parse<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result<T, ApiError> {
+pub(super) fn parse<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result<T, ApiError> {
     serde_json::from_slice(body)
         .map_err(|error| ApiError::new(StatusCode::BAD_REQUEST, "invalid_json", error.to_string()))
 }
@@ -219,15 +225,21 @@ async fn drain(
 async fn on_disk<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, ClusterError> + Send + 'static,
 ) -> Result<T, ApiError> {
-    let stopping = |_| ApiError::shutting_down();
-    Ok(tokio::task::spawn_blocking(work).await.map_err(stopping)??)
+    Ok(on_thread(work).await??)
+}
+
+/// Does what blocks where it may.
+pub(super) async fn on_thread<T: Send + 'static>(
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, ApiError> {
+    tokio::task::spawn_blocking(work).await.map_err(|_| ApiError::shutting_down())
 }
 
 impl From<ClusterError> for ApiError {
     fn from(error: ClusterError) -> ApiError {
         let (status, code) = match error {
             ClusterError::Node(_) => (StatusCode::NOT_FOUND, "node_not_found"),
-            ClusterError::State { .. } | ClusterError::Identity(_) => {
+            ClusterError::State(_) | ClusterError::Identity(_) => {
                 (StatusCode::INTERNAL_SERVER_ERROR, "state_error")
             }
         };
@@ -351,7 +363,7 @@ fn told(news: &News) -> (&'static str, Value) {
     }
 }
 
-fn answer(value: &Value) -> Response<Body> {
+pub(super) fn answer(value: &Value) -> Response<Body> {
     let mut response = Response::new(Body::full(value.to_string()));
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
     response
@@ -367,6 +379,9 @@ mod tests {
         assert_eq!(Route::of("webtransport"), Some(Route::WebTransport));
         assert_eq!(Route::of("nodes/ab/revoke"), Some(Route::Revoke("ab".into())));
         assert_eq!(Route::of("nodes/ab/drain"), Some(Route::Drain("ab".into())));
+        let keys = |route| Some(Route::Accounts(route));
+        assert_eq!(Route::of("keys"), keys(accounts::Route::Keys));
+        assert_eq!(Route::of("keys/a/revoke"), keys(accounts::Route::Revoke("a".into())));
         for other in ["", "nodes/", "nodes/ab", "nodes/ab/", "nodes/ab/revoke/x", "link"] {
             assert_eq!(Route::of(other), None, "{other}");
         }

@@ -1,6 +1,7 @@
 //! From a request's body to its answer, streamed or whole.
 use super::Shared;
 use super::body::Body;
+use super::caller::Caller;
 use super::error::ApiError;
 use super::models;
 use super::parts::{Gathered, Next};
@@ -19,7 +20,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Instant, sleep_until};
-use weir_scheduler::{KeyId, RequestId, Sampling, TraceContext};
+use weir_scheduler::{KeyId, ModelId, RequestId, Sampling, TraceContext};
 
 /// A streamed answer begins with its first event, so that a failure before it has its own status; but no later than
 /// this, since clients wait for the head.
@@ -36,12 +37,13 @@ pub(super) struct Call<'a> {
     pub(super) trace: TraceContext,
     /// Held until the answer has been sent.
     pub(super) permit: OwnedSemaphorePermit,
+    pub(super) caller: Caller,
 }
 
 /// Answers a call.
 pub(super) async fn generate(shared: &Arc<Shared>, call: Call<'_>) -> Result<Response<Body>, ApiError> {
     let (arrived, deadline) = (Instant::now(), backstop(&shared.limits));
-    let Call { api, name, body, trace, permit } = call;
+    let Call { api, name, body, trace, permit, caller } = call;
     let body = Arc::new(body);
     let (request, prompts) = match prepare(shared, api, &body, None).await {
         // Perhaps a node can load it, or it is a class of models.
@@ -57,7 +59,7 @@ pub(super) async fn generate(shared: &Arc<Shared>, call: Call<'_>) -> Result<Res
     };
     let first_by = request.ttft.map(|ttft| arrived + ttft);
     let counted = Counted::new(&shared.stats, request.priority, arrived);
-    let running = Running::new(start(shared, &request, &prompts, trace).await?, first_by, counted);
+    let running = Running::new(start(shared, &request, &prompts, trace, &caller).await?, first_by, counted);
     let id = match api {
         Api::Chat => format!("chatcmpl-{name}"),
         Api::Completion => format!("cmpl-{name}"),
@@ -112,7 +114,12 @@ async fn start(
     request: &Request,
     prompts: &[Encoded],
     trace: TraceContext,
+    caller: &Caller,
 ) -> Result<Vec<Generation>, ApiError> {
+    caller.check(&request.model)?;
+    let may_use =
+        |id: &ModelId| shared.driver.model_by_id(*id).is_some_and(|model| caller.allows(&model.name));
+    let otherwise: Vec<ModelId> = request.otherwise.iter().copied().filter(may_use).collect();
     let context = request.model.context;
     let mut generations = Vec::with_capacity(prompts.len() * request.n);
     let output_max = match &request.model.source {
@@ -122,11 +129,11 @@ async fn start(
     for (number, prompt) in prompts.iter().enumerate() {
         for choice in 0..request.n {
             let room = context.saturating_sub(prompt.ids.len() as u32).min(output_max);
-            let ask = Ask {
+            let mut ask = Ask {
                 request: RequestId(0),
                 attempt: 0,
                 model: request.model.id,
-                otherwise: request.otherwise.clone(),
+                otherwise: otherwise.clone(),
                 prompt: prompt.ids.clone(),
                 output: Vec::new(),
                 sampling: Sampling {
@@ -146,6 +153,7 @@ async fn start(
                 tags: request.tags.clone(),
                 trace,
             };
+            caller.sign(&mut ask);
             let conversation = request.conversations.get(number).cloned();
             generations.push(shared.driver.converse(ask, conversation).await?);
         }

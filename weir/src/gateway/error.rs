@@ -14,12 +14,21 @@ pub(super) struct ApiError {
     param: Option<Cow<'static, str>>,
     message: String,
     allow: Option<&'static str>,
+    /// Seconds after which it may work.
+    after_s: Option<u32>,
 }
 
 impl ApiError {
     /// Any status, with OpenAI's `code` for it.
     pub(super) fn new(status: StatusCode, code: &'static str, message: impl Into<String>) -> ApiError {
-        ApiError { status, code: Some(code), param: None, message: message.into(), allow: None }
+        ApiError {
+            status,
+            code: Some(code),
+            param: None,
+            message: message.into(),
+            allow: None,
+            after_s: None,
+        }
     }
 
     /// 400, about one field.
@@ -76,6 +85,13 @@ impl ApiError {
         }
     }
 
+    /// 403: only who owns this scheduler may.
+    pub(super) fn owner_only() -> ApiError {
+        let message =
+            "Only the owner of the scheduler's state folder may do this; `weir` finds the token there.";
+        ApiError::new(StatusCode::FORBIDDEN, "admin_only", message)
+    }
+
     /// 503: the gateway is going down.
     pub(super) fn shutting_down() -> ApiError {
         ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "shutting_down", "The server is shutting down.")
@@ -101,6 +117,8 @@ impl ApiError {
         let kind = match self.status {
             StatusCode::UNAUTHORIZED => "authentication_error",
             StatusCode::FORBIDDEN => "permission_error",
+            // As OpenAI says it: clients stop, and don't try again.
+            StatusCode::TOO_MANY_REQUESTS if self.code == Some("insufficient_quota") => "insufficient_quota",
             StatusCode::TOO_MANY_REQUESTS => "rate_limit_error",
             s if s.is_server_error() => "server_error",
             _ => "invalid_request_error",
@@ -123,7 +141,7 @@ impl ApiError {
                 headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
             }
             StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE => {
-                headers.insert(RETRY_AFTER, HeaderValue::from_static("1"));
+                headers.insert(RETRY_AFTER, self.after_s.unwrap_or(1).into());
             }
             _ => {}
         }
@@ -143,7 +161,13 @@ impl From<Failure> for ApiError {
             FailureKind::Deadline => (StatusCode::GATEWAY_TIMEOUT, "timeout"),
             FailureKind::Cancelled => (StatusCode::SERVICE_UNAVAILABLE, "cancelled"),
             FailureKind::Internal => (StatusCode::INTERNAL_SERVER_ERROR, "internal_error"),
+            FailureKind::Budget { .. } => (StatusCode::TOO_MANY_REQUESTS, "insufficient_quota"),
+            FailureKind::Rate { .. } => (StatusCode::TOO_MANY_REQUESTS, "rate_limit_exceeded"),
         };
-        ApiError::new(status, code, failure.message)
+        let after_s = match failure.kind {
+            FailureKind::Budget { after_s } | FailureKind::Rate { after_s } => Some(after_s),
+            _ => None,
+        };
+        ApiError { after_s, ..ApiError::new(status, code, failure.message) }
     }
 }

@@ -1,6 +1,7 @@
 //! Which models there are, and whether their engines work.
 use super::Shared;
 use super::body::Body;
+use super::caller::Caller;
 use super::error::ApiError;
 use crate::driver::{Driver, ServedModel, Source};
 use hyper::header::{CONTENT_TYPE, HeaderValue};
@@ -64,12 +65,19 @@ pub(super) fn wanted(shared: &Shared, body: &[u8]) -> Option<Wanted> {
 }
 
 /// `GET /v1/models`.
-pub(super) fn list(driver: &Driver) -> Response<Body> {
-    let offered = driver.offers().into_iter().map(|(name, id)| {
+pub(super) fn list(driver: &Driver, caller: &Caller) -> Response<Body> {
+    let offers = driver.offers().into_iter().filter(|(name, _)| caller.allows(name));
+    let offered = offers.map(|(name, id)| {
         let weir = json!({ "sha256": id.to_string(), "loaded": false });
         json!({ "id": name, "object": "model", "created": 0, "owned_by": "weir", "weir": weir })
     });
-    let data: Vec<Value> = driver.models().iter().map(|m| describe(m)).chain(offered).collect();
+    let data: Vec<Value> = driver
+        .models()
+        .iter()
+        .filter(|m| caller.allows(&m.name))
+        .map(|m| describe(m))
+        .chain(offered)
+        .collect();
     respond(StatusCode::OK, &json!({ "object": "list", "data": data }))
 }
 

@@ -1,5 +1,6 @@
 //! Who may ask, and which endpoint answers.
 use super::body::{self, Body};
+use super::caller::Caller;
 use super::error::ApiError;
 use super::request::{Api, draw};
 use super::{Shared, admin, answer, console, models};
@@ -108,14 +109,14 @@ async fn handle(
         )
     );
     // The owner of the scheduler needs no key beside the admin token.
-    let is_owner = matches!(endpoint, Some(Endpoint::Admin(_)))
-        && shared.admin.as_ref().is_some_and(|admin| admin.knows(headers));
+    let is_owner = matches!(endpoint, Some(Endpoint::Admin(_))) && shared.is_owner(headers);
     // Whoever may join needs the model.
     let is_invited = matches!(endpoint, Some(Endpoint::Files | Endpoint::File(_)))
         && shared.admin.as_ref().is_some_and(|admin| admin.has_invited(headers));
-    if !is_public && !is_owner && !is_invited {
-        check_key(shared, headers)?;
-    }
+    let caller = match is_public || is_owner || is_invited {
+        true => Caller::default(),
+        false => Caller::of(shared, headers)?,
+    };
     let Some(endpoint) = endpoint else {
         let path: String = request.uri().path().chars().take(200).collect();
         return Err(ApiError::new(
@@ -125,7 +126,7 @@ async fn handle(
         ));
     };
     match (endpoint, request.method()) {
-        (Endpoint::Models, &Method::GET | &Method::HEAD) => Ok(models::list(&shared.driver)),
+        (Endpoint::Models, &Method::GET | &Method::HEAD) => Ok(models::list(&shared.driver, &caller)),
         (Endpoint::Model(id), &Method::GET | &Method::HEAD) => models::show(shared, &id),
         (Endpoint::Live, &Method::GET | &Method::HEAD) => Ok(models::live(&shared.driver)),
         (Endpoint::Ready, &Method::GET | &Method::HEAD) => Ok(models::ready(&shared.driver)),
@@ -144,7 +145,7 @@ async fn handle(
             })?;
             let trace = trace_context(headers);
             let body = body::read(request.into_body(), &shared.limits).await?;
-            answer::generate(shared, answer::Call { api, name, body, trace, permit }).await
+            answer::generate(shared, answer::Call { api, name, body, trace, permit, caller }).await
         }
         (Endpoint::Generate(_), _) => Err(ApiError::method("POST")),
         _ => Err(ApiError::method("GET")),
@@ -226,26 +227,6 @@ fn preflight(headers: &HeaderMap) -> Response<Body> {
         }
     }
     response
-}
-
-fn check_key(shared: &Shared, headers: &HeaderMap) -> Result<(), ApiError> {
-    let Some(key) = &shared.key else { return Ok(()) };
-    let given = headers.get(header::AUTHORIZATION).and_then(|value| {
-        let (scheme, key) = value.as_bytes().split_at_checked(7)?;
-        scheme.eq_ignore_ascii_case(b"bearer ").then_some(key.trim_ascii())
-    });
-    let Some(given) = given else {
-        return Err(ApiError::new(
-            StatusCode::UNAUTHORIZED,
-            "missing_api_key",
-            "You didn't provide an API key. Send it in the header 'Authorization: Bearer YOUR_KEY'.",
-        ));
-    };
-    // Comparing hashes takes the same time whatever they are.
-    if blake3::hash(given) == *key {
-        return Ok(());
-    }
-    Err(ApiError::new(StatusCode::UNAUTHORIZED, "invalid_api_key", "Incorrect API key provided."))
 }
 
 /// Only JSON: browsers send other types without asking first.
