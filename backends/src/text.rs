@@ -6,9 +6,11 @@
 mod bpe;
 mod categories;
 mod clock;
+mod dialect;
 mod guard;
 mod index;
 mod json;
+mod listener;
 mod merge;
 mod nesting;
 mod sentencepiece;
@@ -18,10 +20,14 @@ mod stream;
 mod template;
 mod tokenizer;
 mod vocabulary;
+mod wishes;
 
+pub use dialect::{Calls, Dialect};
+pub use listener::{Heard, Listener};
 pub use stream::{Pushed, TextStream};
 pub use template::ChatTemplate;
 pub use tokenizer::{Special, Tokenizer};
+pub use wishes::{Choice, Form, Thoughts, Tool, Wishes};
 
 /// Why a tokenizer or chat template can't be made from a model file, or a prompt can't be rendered.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

@@ -21,6 +21,7 @@ mod stock;
 use crate::cluster::Cluster;
 use attendant::Gate;
 use conductor::Command;
+pub use consult::NO_TOKEN;
 pub use conversation::{Conversation, Words};
 use course::Course;
 pub use course::{Cost, Extra};

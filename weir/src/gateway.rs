@@ -14,6 +14,7 @@ mod console;
 mod error;
 mod fields;
 mod files;
+mod grammar;
 mod models;
 mod parts;
 mod prompt;
@@ -23,6 +24,7 @@ mod running;
 mod stats;
 mod stream;
 mod tls;
+mod voice;
 mod write;
 
 use crate::driver::Driver;

@@ -3,6 +3,7 @@
 //! Files carry them as Jinja2 source, written for Hugging Face's `apply_chat_template`, whose settings and extras we
 //! have too: `trim_blocks`, `lstrip_blocks`, loop controls, Python's methods, `raise_exception`, `strftime_now`,
 //! `tojson` in Python's formatting, and `{% generation %}`.
+use super::dialect::{self, Calls, Dialect};
 use super::guard::Guard;
 use super::tokenizer::Tokenizer;
 use super::{TextError, clock, json, nesting};
@@ -45,6 +46,7 @@ pub struct ChatTemplate {
     bos: String,
     eos: String,
     stops: &'static [&'static str],
+    dialect: Dialect,
 }
 
 /// Names of templates in the environment.
@@ -59,13 +61,14 @@ impl ChatTemplate {
         let mut template = ChatTemplate::new(default, tokenizer)?;
         if let Some(with_tools) = source("tokenizer.chat_template.tool_use") {
             template.add(WITH_TOOLS, with_tools)?;
+            template.dialect = Dialect::of(default, Some(with_tools));
         }
         Ok(Some(template))
     }
 
     /// For models without a template. Where the vocabulary has ChatML's tokens, that is
     /// `<|im_start|>user\n...<|im_end|>\n<|im_start|>assistant\n`; else plain text, `User: ...\n\nAssistant:`, and
-    /// [`ChatTemplate::stops`] keeps the model from going on with the user's next turn. Tools are not told.
+    /// [`ChatTemplate::stops`] keeps the model from going on with the user's next turn.
     pub fn fallback(tokenizer: &Tokenizer) -> ChatTemplate {
         let has = |name| tokenizer.id(name).is_some_and(|id| tokenizer.is_control(id));
         let (source, stops): (_, &[_]) = match has("<|im_start|>") && has("<|im_end|>") {
@@ -84,6 +87,7 @@ impl ChatTemplate {
             bos: name(tokenizer.bos()),
             eos: name(tokenizer.eos()),
             stops: &[],
+            dialect: Dialect::of(source, None),
         };
         template.add(DEFAULT, source)?;
         Ok(template)
@@ -106,6 +110,11 @@ impl ChatTemplate {
         self
     }
 
+    /// How the model calls tools, and whether it thinks aloud.
+    pub fn dialect(&self) -> Dialect {
+        self.dialect
+    }
+
     /// Text that ends the model's turn though the model has no token for it.
     pub fn stops(&self) -> &[&'static str] {
         self.stops
@@ -113,7 +122,8 @@ impl ChatTemplate {
 
     /// The tokens of the prompt of `messages`, a list of OpenAI's chat messages, with `tools`, a list of OpenAI's tools,
     /// up to where the model's turn begins. Text parts of a message are joined by newlines, and a tool call's arguments
-    /// are given to the template as an object, as templates expect.
+    /// are given to the template as an object, as templates expect. A template that doesn't know tools is given messages that
+    /// tell of them in words.
     ///
     /// Control tokens come from the template alone. Where their names stand in messages or tools they are tokenized as
     /// ordinary text, so that nobody can end a turn and begin another by what they write. `tokenizer` is the one that
@@ -126,8 +136,11 @@ impl ChatTemplate {
     ) -> Result<Vec<u32>, TextError> {
         let guard = Guard(|text: &str| tokenizer.control_at(text));
         let mut messages = prepared(messages)?;
-        messages.iter_mut().for_each(|message| guard.mark(message));
         let mut tools = tools.cloned();
+        if self.dialect.calls == Calls::Told {
+            messages = dialect::tell(messages, tools.take().as_ref());
+        }
+        messages.iter_mut().for_each(|message| guard.mark(message));
         tools.iter_mut().for_each(|tools| guard.mark(tools));
         let rendered = self.run(messages, tools.as_ref(), true)?;
         let (text, plain) = guard.unmark(&rendered);

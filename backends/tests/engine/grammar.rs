@@ -185,7 +185,7 @@ fn grammars_that_cannot_be_followed_are_refused() {
         let mut engine = Engine::new(null.program(config.layout), tokenizer.clone().into(), config);
         let ask = Generate { grammar: Some(grammar.into()), ..asked(1, "{}", 5) };
         let began = Instant::now();
-        let refused = engine.generate(Time::ZERO, ask, channel(8).0).unwrap_err();
+        let refused = engine.generate(Time::ZERO, ask, channel(8).0).expect_err(grammar);
         assert!(began.elapsed() < Duration::from_secs(5), "{:.60} took {:?}", grammar, began.elapsed());
         assert_eq!(refused.kind, FailureKind::Invalid);
         assert!(refused.message.contains(says), "{:.60}: {refused:?}", grammar);
@@ -195,7 +195,6 @@ fn grammars_that_cannot_be_followed_are_refused() {
     check(&deep, "nested 200 deep");
     check(&wide, "bytes");
     check("start: %json {\"type\":\"objekt\"}", "");
-    check("start: /(a|b){1,100000}{1,1000}c/", "");
     check("start: %json {\"type\":\"integer\",\"minimum\":5,\"maximum\":3}", "");
 }
 

@@ -1,10 +1,18 @@
 // The official JavaScript client, unchanged, against a running gateway: OPENAI_BASE_URL, OPENAI_API_KEY, MODEL.
 import assert from 'node:assert/strict';
 import OpenAI from 'openai';
+import { zodFunction, zodResponseFormat } from 'openai/helpers/zod';
+import { z } from 'zod';
 
 const model = process.env.MODEL;
 const messages = [{ role: 'user', content: 'Name three colours.' }];
 const client = new OpenAI({ maxRetries: 0 });
+
+const Forecast = z.object({
+  town: z.string().max(12),
+  days: z.number().int().min(1).max(14),
+  unit: z.enum(['C', 'F']),
+});
 
 const checks = {
   async models() {
@@ -61,6 +69,33 @@ const checks = {
     await refused(client.chat.completions.create({ model, messages: [] }), 400, 'empty_array');
     await refused(client.completions.create({ model, prompt: 'x', n: 0 }), 400, 'integer_below_min_value');
     await refused(new OpenAI({ apiKey: 'wrong', maxRetries: 0 }).models.list(), 401, 'invalid_api_key');
+  },
+
+  async structured() {
+    const common = { model, messages, max_tokens: 300, seed: 4, response_format: zodResponseFormat(Forecast, 'forecast') };
+    const whole = await client.chat.completions.parse(common);
+    Forecast.parse(whole.choices[0].message.parsed);
+    const streamed = await client.chat.completions.stream(common).finalChatCompletion();
+    assert.deepEqual(streamed.choices[0].message.parsed, whole.choices[0].message.parsed);
+  },
+
+  async tools() {
+    const forecast = zodFunction({ name: 'forecast', parameters: Forecast });
+    const common = { model, messages, max_tokens: 400, seed: 5, tools: [forecast], parallel_tool_calls: false };
+    const stream = client.chat.completions.stream({ ...common, tool_choice: 'required' });
+    let deltas = 0;
+    stream.on('tool_calls.function.arguments.delta', () => (deltas += 1));
+    const answer = await stream.finalChatCompletion();
+    assert.equal(answer.choices[0].finish_reason, 'tool_calls');
+    const [call] = answer.choices[0].message.tool_calls;
+    assert(deltas > 1 && call.function.name === 'forecast');
+    Forecast.parse(JSON.parse(call.function.arguments));
+    const after = await client.chat.completions.create({
+      ...common,
+      max_tokens: 8,
+      messages: [...messages, answer.choices[0].message, { role: 'tool', tool_call_id: call.id, content: '21 C' }],
+    });
+    assert(after.usage.prompt_tokens > answer.usage?.prompt_tokens || !answer.usage);
   },
 
   async leavingEarly() {

@@ -1,11 +1,15 @@
 """The official Python client, unchanged, against a running gateway: OPENAI_BASE_URL, OPENAI_API_KEY, MODEL."""
 
 import asyncio
+import json
 import os
 import time
+from typing import Literal
 
+import jsonschema
 import openai
-from openai import AsyncOpenAI, OpenAI
+from openai import AsyncOpenAI, OpenAI, pydantic_function_tool
+from pydantic import BaseModel, Field
 
 MODEL = os.environ["MODEL"]
 MESSAGES = [{"role": "user", "content": "Name three colours."}]
@@ -124,9 +128,88 @@ async def at_once():
     assert len({answer.choices[0].message.content for answer in answers}) == 1, answers
 
 
+class Forecast(BaseModel):
+    """What the weather will be."""
+
+    town: str = Field(max_length=12)
+    days: int = Field(ge=1, le=14)
+    unit: Literal["C", "F"]
+    warnings: list[Literal["storm", "frost", "flood"]] = Field(max_length=3)
+
+
+def structured():
+    for seed in range(2):
+        common = {"model": MODEL, "messages": MESSAGES, "max_tokens": 300, "seed": seed}
+        answer = client.chat.completions.parse(**common, response_format=Forecast)
+        assert isinstance(answer.choices[0].message.parsed, Forecast), answer
+        with client.chat.completions.stream(**common, response_format=Forecast) as stream:
+            streamed = stream.get_final_completion()
+        assert streamed.choices[0].message.parsed == answer.choices[0].message.parsed, (streamed, answer)
+
+
+def schemas():
+    node = {
+        "type": "object",
+        "properties": {
+            "name": {"type": "string", "pattern": "^[a-z]{1,6}$"},
+            "kids": {"type": "array", "items": {"$ref": "#/$defs/leaf"}, "maxItems": 2},
+        },
+        "required": ["name", "kids"],
+        "additionalProperties": False,
+        "$defs": {"leaf": {"anyOf": [{"type": "null"}, {"type": "integer", "minimum": -5, "maximum": 99}]}},
+    }
+    date = {"type": "object", "properties": {"on": {"type": "string", "format": "date"}}, "required": ["on"], "additionalProperties": False}
+    union = {"anyOf": [{"const": "none"}, {"enum": [1, 2.5, True]}, {"type": "array", "items": {"type": "boolean"}, "minItems": 1, "maxItems": 3}]}
+    for number, schema in enumerate([node, date, union]):
+        for seed in range(3):
+            form = {"type": "json_schema", "json_schema": {"name": "it", "schema": schema, "strict": True}}
+            answer = client.chat.completions.create(
+                model=MODEL, messages=MESSAGES, max_tokens=200, seed=seed, response_format=form
+            )
+            assert answer.choices[0].finish_reason == "stop", (number, seed, answer)
+            jsonschema.validate(json.loads(answer.choices[0].message.content), schema)
+    form = {"type": "json_object"}
+    answer = client.chat.completions.create(model=MODEL, messages=MESSAGES, max_tokens=100, response_format=form)
+    if answer.choices[0].finish_reason == "stop":
+        assert isinstance(json.loads(answer.choices[0].message.content), dict), answer
+
+
+def tools():
+    offered = [pydantic_function_tool(Forecast, name="forecast"), pydantic_function_tool(Forecast, name="almanac")]
+    messages = [{"role": "user", "content": "What will the weather be in Ulm?"}]
+    common = {"model": MODEL, "messages": messages, "tools": offered, "max_tokens": 400, "seed": 2}
+    kinds = set()
+    with client.chat.completions.stream(**common, tool_choice="required", parallel_tool_calls=False) as stream:
+        for event in stream:
+            kinds.add(event.type)
+        answer = stream.get_final_completion()
+    assert "tool_calls.function.arguments.delta" in kinds and "tool_calls.function.arguments.done" in kinds, kinds
+    choice = answer.choices[0]
+    assert choice.finish_reason == "tool_calls" and len(choice.message.tool_calls) == 1, answer
+    call = choice.message.tool_calls[0]
+    assert isinstance(call.function.parsed_arguments, Forecast), call
+    named = {"type": "function", "function": {"name": "almanac"}}
+    whole = client.chat.completions.create(**common, tool_choice=named, parallel_tool_calls=False)
+    assert whole.choices[0].message.tool_calls[0].function.name == "almanac", whole
+    assert whole.choices[0].message.content is None, whole
+    result = {"role": "tool", "tool_call_id": call.id, "content": json.dumps({"high": 21})}
+    asked = {"id": call.id, "type": "function", "function": {"name": call.function.name, "arguments": call.function.arguments}}
+    messages += [{"role": "assistant", "content": None, "tool_calls": [asked]}, result]
+    after = client.chat.completions.create(**{**common, "max_tokens": 8}, tool_choice="auto")
+    assert after.usage.prompt_tokens > whole.usage.prompt_tokens, after
+    none = client.chat.completions.create(**{**common, "max_tokens": 8}, tool_choice="none")
+    assert none.choices[0].message.tool_calls is None, none
+    hostile = {"type": "json_schema", "json_schema": {"name": "x", "strict": True, "schema": {"type": "objekt"}}}
+    refused(
+        openai.BadRequestError,
+        "invalid_json_schema",
+        lambda: client.chat.completions.create(model=MODEL, messages=MESSAGES, response_format=hostile),
+    )
+
+
 for check in (
     models, chat, chat_streamed, stream_helper, several_with_logprobs, completions, extra_fields, errors, leaving_early,
-    at_once,
+    at_once, structured, schemas, tools,
 ):
     began = time.monotonic()
     asyncio.run(check()) if asyncio.iscoroutinefunction(check) else check()

@@ -8,7 +8,7 @@ use weir_scheduler::{Event, Failure, FailureKind, Finish, FromNode, Generate, To
 use weir_upstream::{Ask, Cost, End, Piece, Upstream, UpstreamError};
 
 /// The id of what is no token of a vocabulary.
-const NO_TOKEN: u32 = u32::MAX;
+pub const NO_TOKEN: u32 = u32::MAX;
 
 impl Pump {
     /// Runs until the attempt has ended. Dropping the future closes the connection, which cancels the attempt.
@@ -35,7 +35,8 @@ impl Pump {
         ask: &Generate,
         talk: &Talk,
     ) -> Result<(), Stop> {
-        if talk.course.has_more_than_text() && !ask.output.is_empty() {
+        let bound = talk.course.has_more_than_text() || ask.grammar.is_some();
+        if bound && !ask.output.is_empty() {
             return Err(self
                 .fail(FailureKind::Invalid, "what came so far is more than text: it can't be gone on with")
                 .await);

@@ -53,6 +53,10 @@ impl Talk {
         };
         let prompt = match &self.conversation.words {
             Some(Words::Messages { messages, tools }) => {
+                if ask.grammar.is_some() && tools.as_array().is_some_and(|tools| !tools.is_empty()) {
+                    // The grammar says how calls look, and another family's look otherwise.
+                    return Err(format!("{} is told of tools in another way", model.name));
+                }
                 ask.stop.extend(template.stops().iter().map(|stop| (*stop).to_owned()));
                 template.prompt(tokenizer, messages, Some(tools)).map_err(|e| e.to_string())?
             }

@@ -3,6 +3,7 @@ use super::Shared;
 use super::body::Body;
 use super::caller::Caller;
 use super::error::ApiError;
+use super::grammar;
 use super::models;
 use super::parts::{Gathered, Next};
 use super::prompt::{self, Encoded};
@@ -57,9 +58,11 @@ pub(super) async fn generate(shared: &Arc<Shared>, call: Call<'_>) -> Result<Res
         }
         prepared => prepared?,
     };
+    grammar::check_all(&prompts).await?;
     let first_by = request.ttft.map(|ttft| arrived + ttft);
     let counted = Counted::new(&shared.stats, request.priority, arrived);
     let running = Running::new(start(shared, &request, &prompts, trace, &caller).await?, first_by, counted);
+    let running = running.voiced(prompt::voices(&prompts, request.n));
     let id = match api {
         Api::Chat => format!("chatcmpl-{name}"),
         Api::Completion => format!("cmpl-{name}"),
@@ -143,7 +146,7 @@ async fn start(
                 max_tokens: request.max_tokens.unwrap_or(room).min(room),
                 stop: request.stop.clone(),
                 ignore_eos: request.ignore_eos,
-                grammar: None,
+                grammar: prompt.grammar.as_ref().map(|(text, _)| text.clone()),
                 priority: request.priority,
                 deadline: Some(shared.limits.request_timeout),
                 ttft: request.ttft,

@@ -7,14 +7,32 @@
 //! [`ChatTemplate::prompt`]: weir_backends::text::ChatTemplate::prompt
 use super::error::ApiError;
 use super::request::{Prompt, Request};
+use super::voice::Voice;
 use serde_json::Value;
-use weir_backends::text::{Special, TextError};
+use std::iter::repeat_n;
+use std::sync::Arc;
+use weir_backends::text::{Listener, Special, TextError, Thoughts, Tokenizer};
 
 /// A prompt as the model sees it.
 pub(super) struct Encoded {
     pub(super) ids: Vec<u32>,
     /// Its text, where the answer begins with it.
     pub(super) echo: Option<String>,
+    /// What the answer must look like, and of which of the request's fields that was made.
+    pub(super) grammar: Option<(Arc<str>, &'static str)>,
+    /// Who tells its parts apart.
+    pub(super) listener: Option<Listener>,
+}
+
+impl Encoded {
+    fn plain(ids: Vec<u32>, echo: Option<String>) -> Encoded {
+        Encoded { ids, echo, grammar: None, listener: None }
+    }
+}
+
+/// A voice for each of `n` answers to each prompt.
+pub(super) fn voices(prompts: &[Encoded], n: usize) -> Vec<Voice> {
+    prompts.iter().flat_map(|prompt| repeat_n(Voice::new(prompt.listener.clone()), n)).collect()
 }
 
 /// Tokenizes the request's prompts, and checks what depends on the vocabulary and the context.
@@ -31,11 +49,17 @@ pub(super) fn encode(request: &mut Request) -> Result<Vec<Encoded>, ApiError> {
     }
     let mut encoded = Vec::with_capacity(request.prompts.len());
     for prompt in std::mem::take(&mut request.prompts) {
+        let (mut grammar, mut listener) = (None, None);
         let (ids, text, param) = match prompt {
-            Prompt::Messages { messages, tools } => {
+            Prompt::Messages { messages, tools, wishes } => {
                 request.stop.extend(template.stops().iter().map(|s| (*s).to_owned()));
                 let (messages, tools) = (Value::Array(messages), Value::Array(tools));
                 let ids = template.prompt(tokenizer, &messages, Some(&tools)).map_err(refusal)?;
+                let dialect = template.dialect();
+                let thoughts = Thoughts::after(dialect, &ending(tokenizer, &ids));
+                let about = if wishes.tools.is_empty() { "response_format" } else { "tools" };
+                grammar = wishes.grammar(dialect, thoughts).map(|text| (text.into(), about));
+                listener = wishes.listener(dialect, thoughts);
                 (ids, String::new(), "messages")
             }
             Prompt::Theirs(tokens) => (vec![0; tokens.max(1) as usize], String::new(), "messages"),
@@ -53,7 +77,7 @@ pub(super) fn encode(request: &mut Request) -> Result<Vec<Encoded>, ApiError> {
             }
         };
         check_length(&ids, request.model.context, param)?;
-        encoded.push(Encoded { ids, echo: request.echo.then_some(text) });
+        encoded.push(Encoded { ids, echo: request.echo.then_some(text), grammar, listener });
     }
     Ok(encoded)
 }
@@ -63,9 +87,14 @@ fn theirs(request: &mut Request) -> Vec<Encoded> {
     let most = request.model.context.saturating_sub(1).max(1);
     let one = |prompt: Prompt| {
         let tokens = if let Prompt::Theirs(tokens) = prompt { tokens.clamp(1, most) } else { 1 };
-        Encoded { ids: vec![0; tokens as usize], echo: None }
+        Encoded::plain(vec![0; tokens as usize], None)
     };
     std::mem::take(&mut request.prompts).into_iter().map(one).collect()
+}
+
+/// The text that a prompt ends with.
+fn ending(tokenizer: &Tokenizer, ids: &[u32]) -> String {
+    tokenizer.decode(&ids[ids.len().saturating_sub(16)..])
 }
 
 fn check_length(ids: &[u32], context: u32, param: &'static str) -> Result<(), ApiError> {

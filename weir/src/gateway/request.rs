@@ -3,6 +3,7 @@ mod chat;
 mod completion;
 mod options;
 mod sampling;
+mod wishes;
 
 use super::error::ApiError;
 use super::fields::Fields;
@@ -14,6 +15,7 @@ use serde_json::{Map, Value};
 use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
 use std::time::Duration;
+use weir_backends::text::Wishes;
 use weir_scheduler::{ModelId, Priority, Sampling};
 
 /// Which of the two APIs a request came through.
@@ -59,8 +61,8 @@ pub(super) struct Request {
 pub(super) enum Prompt {
     /// For an upstream, which knows best how many tokens it is; about so many.
     Theirs(u32),
-    /// For the model's template: an array of message objects and one of tools.
-    Messages { messages: Vec<Value>, tools: Vec<Value> },
+    /// For the model's template: an array of message objects and one of tools; and what the answer must look like.
+    Messages { messages: Vec<Value>, tools: Vec<Value>, wishes: Box<Wishes> },
     /// Text as it is.
     Text(String),
     /// Token ids, not yet compared with the vocabulary.
@@ -169,7 +171,7 @@ fn told(
     for prompt in ours {
         let mut fields = copy.clone();
         let words = match &prompt {
-            Prompt::Messages { messages, tools } => {
+            Prompt::Messages { messages, tools, .. } => {
                 let (messages, tools) = (Value::Array(messages.clone()), Value::Array(tools.clone()));
                 Some(Words::Messages { messages, tools })
             }

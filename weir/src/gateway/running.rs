@@ -1,7 +1,8 @@
 //! The generations of one request, read as one, in the parts that answers are made of.
-use super::parts::{Ending, Next, Part, Said};
+use super::parts::{Ending, Next, Said};
 use super::stats::Counted;
-use crate::driver::{Cost, Generation};
+use super::voice::Voice;
+use crate::driver::{Cost, Generation, NO_TOKEN};
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -12,6 +13,8 @@ use weir_scheduler::{Event, Failure, FailureKind, Token, Usage};
 /// Generations under way, by choice. Dropping it cancels what still runs.
 pub(super) struct Running {
     choices: Vec<Option<Generation>>,
+    /// Who makes parts of text, by choice.
+    voices: Vec<Voice>,
     /// Whether a choice has called tools.
     calls: Vec<bool>,
     /// What is to be told before anything else: a last part came with the end.
@@ -37,12 +40,18 @@ impl Running {
             first_request: choices.first().map_or(0, |g| g.id.0),
             nodes: Vec::new(),
             cost: Cost::default(),
+            voices: vec![Voice::default(); choices.len()],
             calls: vec![false; choices.len()],
             end: None,
             first_by: first_by.map(|at| Box::pin(sleep_until(at))),
             choices: choices.into_iter().map(Some).collect(),
             counted,
         }
+    }
+
+    /// The same, whose choices speak with these voices.
+    pub(super) fn voiced(self, voices: Vec<Voice>) -> Running {
+        Running { voices, ..self }
     }
 
     /// What comes next and its choice; none when every choice has ended.
@@ -76,7 +85,10 @@ impl Running {
                 if self.open == 0 {
                     self.counted.done();
                 }
-                let said = Said { parts: text_parts(text), ..Said::default() };
+                let mut parts = self.voices[choice].say(text);
+                parts.extend(self.voices[choice].end());
+                let said = Said { parts, ..Said::default() };
+                self.calls[choice] |= said.calls();
                 let end = Next::Finished { ending: Ending::of(reason, word, self.calls[choice]), usage };
                 if said.is_empty() {
                     return Some(end);
@@ -91,12 +103,16 @@ impl Running {
         }
     }
 
-    fn said(&self, choice: usize, token: Token) -> Said {
-        let extra = self.choices[choice].as_ref().and_then(|generation| generation.extra(token.position));
-        match extra {
-            Some(extra) => Said::of_upstream(token.text, extra),
-            None => Said { parts: text_parts(token.text), logprob: token.logprob, ..Said::default() },
+    fn said(&mut self, choice: usize, token: Token) -> Said {
+        let voice = &mut self.voices[choice];
+        if token.id != NO_TOKEN {
+            return Said { parts: voice.say(token.text), logprob: token.logprob, ..Said::default() };
         }
+        // An upstream tells parts apart itself.
+        let extra = self.choices[choice].as_ref().and_then(|generation| generation.extra(token.position));
+        let mut said = Said::of_upstream(token.text, extra.unwrap_or_default());
+        said.parts.splice(0..0, voice.end());
+        said
     }
 
     /// A choice has ended: an upstream's own word for why.
@@ -169,10 +185,6 @@ impl Running {
         self.end = None;
         self.open = 0;
     }
-}
-
-fn text_parts(text: String) -> Vec<Part> {
-    if text.is_empty() { Vec::new() } else { vec![Part::Text(text)] }
 }
 
 /// Usage of a request: each prompt counts once, however many answers it has.

@@ -4,3 +4,4 @@ mod errors;
 mod limits;
 mod pages;
 mod server;
+mod tools;

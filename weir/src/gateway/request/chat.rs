@@ -1,4 +1,5 @@
-//! What a chat says: messages and tools.
+//! What a chat says.
+use super::wishes::wishes;
 use super::{Prompt, missing};
 use crate::gateway::error::ApiError;
 use crate::gateway::fields::{Fields, wrong_type};
@@ -6,15 +7,6 @@ use serde_json::Value;
 
 /// What would change the answer and can't be done is refused; what is unknown is ignored.
 pub(super) fn refuse_unsupported(fields: &mut Fields) -> Result<(), ApiError> {
-    if let Some(format) = fields.object("response_format")? {
-        let map = format.into_map();
-        if map.get("type").and_then(Value::as_str) != Some("text") {
-            return Err(ApiError::unsupported(
-                "response_format",
-                "Only response_format {\"type\": \"text\"} is supported by this server.",
-            ));
-        }
-    }
     if let Some(modalities) = fields.take("modalities")
         && modalities != serde_json::json!(["text"])
     {
@@ -37,25 +29,12 @@ pub(super) fn prompt(fields: &mut Fields) -> Result<Prompt, ApiError> {
     }
     let messages =
         messages.into_iter().enumerate().map(|(i, m)| message(i, m)).collect::<Result<Vec<_>, _>>()?;
-    let mut tools = fields.array("tools")?.unwrap_or_default();
-    if let Some(other) = tools.iter().find(|t| !t.is_object()) {
-        return Err(wrong_type("tools", "an array of objects", other));
-    }
-    match fields.take("tool_choice") {
-        None => {}
-        Some(Value::String(choice)) if choice == "auto" => {}
-        Some(Value::String(choice)) if choice == "none" => tools.clear(),
-        Some(_) => {
-            return Err(ApiError::unsupported(
-                "tool_choice",
-                "Only tool_choice \"auto\" and \"none\" are supported by this server.",
-            ));
-        }
-    }
-    Ok(Prompt::Messages { messages, tools })
+    let (wishes, tools) = wishes(fields)?;
+    Ok(Prompt::Messages { messages, tools, wishes: Box::new(wishes) })
 }
 
-/// A message as templates expect it: text parts joined, no content as empty, `developer` as `system`.
+/// A message as templates expect it: text parts joined, no content as empty, `developer` as `system`, without earlier
+/// thoughts.
 fn message(index: usize, value: Value) -> Result<Value, ApiError> {
     let Value::Object(mut map) = value else {
         return Err(wrong_type(format!("messages[{index}]"), "an object", &value));
@@ -73,6 +52,7 @@ fn message(index: usize, value: Value) -> Result<Value, ApiError> {
             ));
         }
     };
+    map.retain(|field, _| field != "reasoning_content" && field != "reasoning");
     let content = match map.remove("content") {
         Some(Value::String(text)) => Value::String(text),
         Some(Value::Array(parts)) => Value::String(joined_parts(index, parts)?),
