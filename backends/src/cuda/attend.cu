@@ -478,33 +478,20 @@ template <class G, int MT, bool FILLED> DEV void attend_split(const AttendArgs &
     __syncthreads();
     if (!final) return;
     __threadfence();
-    // many spans are asked for together, and added in order
-    constexpr int EACH = G::HD / 32, BATCH = EACH > 2 ? 8 : 16;
     for (int r = warp; r < GROUP; r += 8) {
-        float most = -INF, sum = 0, out[EACH];
+        float most = -INF, sum = 0, out[G::HD / 32];
 #pragma unroll
-        for (int j = 0; j < EACH; j++) out[j] = 0;
-#pragma unroll 1
-        for (int i0 = 0; i0 < spans; i0 += BATCH) {
-            float more[BATCH], more_sum[BATCH], more_out[BATCH][EACH];
+        for (int j = 0; j < G::HD / 32; j++) out[j] = 0;
+#pragma unroll 4
+        for (int i = 0; i < spans; i++) {
+            const float *from = part(r, i);
+            float old_scale, new_scale, both;
+            combine(most, __ldcg(from + G::HD), old_scale, new_scale, both);
+            most = both;
+            sum = __fmaf_rn(sum, old_scale, __fmul_rn(__ldcg(from + G::HD + 1), new_scale));
 #pragma unroll
-            for (int i = 0; i < BATCH; i++) {
-                const float *from = part(r, min(i0 + i, spans - 1));
-                more[i] = __ldcg(from + G::HD);
-                more_sum[i] = __ldcg(from + G::HD + 1);
-#pragma unroll
-                for (int j = 0; j < EACH; j++) more_out[i][j] = __ldcg(from + j * 32 + lane);
-            }
-#pragma unroll
-            for (int i = 0; i < BATCH; i++) {
-                if (i0 + i >= spans) break;
-                float old_scale, new_scale, both;
-                combine(most, more[i], old_scale, new_scale, both);
-                most = both;
-                sum = __fmaf_rn(sum, old_scale, __fmul_rn(more_sum[i], new_scale));
-#pragma unroll
-                for (int j = 0; j < EACH; j++) out[j] = __fmaf_rn(out[j], old_scale, __fmul_rn(more_out[i][j], new_scale));
-            }
+            for (int j = 0; j < G::HD / 32; j++)
+                out[j] = __fmaf_rn(out[j], old_scale, __fmul_rn(__ldcg(from + j * 32 + lane), new_scale));
         }
         if (lane == 0) s.all_sum[r] = sum;
 #pragma unroll
