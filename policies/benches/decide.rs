@@ -6,8 +6,8 @@ use std::hint::black_box;
 use std::time::{Duration, Instant};
 use weir_policies::{Rules, SHIPPED};
 use weir_scheduler::{
-    Ask, Generate, Held, Input, KvType, Limits, ModelId, NodeId, Offer, Policy, PoolView, Price,
-    Priority, Profile, Rates, RequestId, Scheduler, Time, Trust,
+    Ask, Generate, Held, Input, KvType, Limits, ModelId, NodeId, Offer, Policy, PoolView, Price, Priority,
+    Profile, Rates, RequestId, Scheduler, Time, Trust,
 };
 
 const OFFERS: usize = 100;

@@ -17,7 +17,7 @@ use std::fmt;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use tokio::sync::oneshot;
 pub use usage::{By, Row, Sum};
 use vault::Vault;
@@ -30,6 +30,9 @@ const BATCH: usize = 4096;
 const WAITING_MAX: usize = 100_000;
 /// How long rows wait.
 const ROWS_WAIT: Duration = Duration::from_millis(500);
+
+/// How often windows that are over are forgotten.
+const TIDIED_EVERY: Duration = Duration::from_secs(600);
 
 /// Why something can't be reserved: it is on no disk, or others have taken what is left meanwhile.
 pub type Refused = String;
@@ -81,6 +84,7 @@ impl Books {
             ledger: ledger.clone(),
             rows: Vec::new(),
             written: Instant::now(),
+            tidied: Instant::now(),
         };
         let behind = waiting.clone();
         let work = move || clerk.run(&told, &behind);
@@ -151,8 +155,9 @@ struct Clerk {
     log: usage::Log,
     ledger: Arc<Mutex<Ledger>>,
     rows: Vec<Row>,
-    /// When rows were written last.
+    /// When rows were written last, and when windows were forgotten.
     written: Instant,
+    tidied: Instant,
 }
 
 impl Clerk {
@@ -175,6 +180,10 @@ impl Clerk {
             }
             if !self.rows.is_empty() && self.written.elapsed() >= ROWS_WAIT {
                 self.write_rows();
+            }
+            if self.tidied.elapsed() >= TIDIED_EVERY {
+                self.tidied = Instant::now();
+                self.tidy(SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs() as i64));
             }
         }
     }
@@ -264,6 +273,21 @@ impl Clerk {
             };
             // Whoever asked may have gone: it settles what it had reserved.
             _ = reply.send(answer);
+        }
+    }
+
+    /// Forgets windows in which nothing can be spent any more.
+    fn tidy(&mut self, unix_s: i64) {
+        let mut over = Vec::new();
+        lock(&self.ledger).retain(|(account, window), slice| {
+            let keep = slice.held > 0 || vault::lasts(account, *window, unix_s);
+            if !keep {
+                over.push((account.clone(), *window));
+            }
+            keep
+        });
+        if let Err(error) = self.vault.forget(&over) {
+            tracing::warn!("windows that are over stay in the books: {error}");
         }
     }
 

@@ -46,6 +46,30 @@ fn what_was_reserved_when_a_process_died_is_spent() {
     assert_eq!(taken(&again(folder.path(), NOON + 3 * 86_400)), [], "windows long past are forgotten");
 }
 
+#[test]
+fn windows_that_are_over_are_forgotten_unless_something_is_reserved_there() {
+    let folder = tempfile::tempdir().unwrap();
+    let state = State::open(folder.path()).unwrap();
+    let mut clerk = Clerk {
+        vault: Box::new(vault::Disk::open(state.clone(), NOON).unwrap()),
+        log: usage::Log::open(state.clone(), NOON).unwrap(),
+        ledger: Arc::default(),
+        rows: Vec::new(),
+        written: Instant::now(),
+        tidied: Instant::now(),
+    };
+    let (reply, _done) = oneshot::channel();
+    clerk.take_in(vec![Note::Reserve(entry(60, 0), reply)]);
+    clerk.tidy(NOON + 5 * 86_400);
+    assert_eq!(lock(&clerk.ledger).len(), 1);
+    clerk.take_in(vec![Note::Settle(entry(60, 20))]);
+    clerk.tidy(NOON + 86_400);
+    assert_eq!(lock(&clerk.ledger).len(), 1, "the day before is kept");
+    clerk.tidy(NOON + 5 * 86_400);
+    assert_eq!(lock(&clerk.ledger).len(), 0);
+    assert!(vault::Disk::open(state, NOON).unwrap().taken().is_empty(), "on disk, too");
+}
+
 /// What several schedulers share: grants what is left.
 #[derive(Clone, Default)]
 struct Shared(Arc<Mutex<BTreeMap<usize, (u64, u64)>>>);
@@ -69,6 +93,10 @@ impl Vault for Mine {
         let held = slice.held.min(room);
         all.insert(self.0, (slice.spent, held));
         Ok(vec![Grant { held, elsewhere }])
+    }
+
+    fn forget(&mut self, _: &[(Account, i64)]) -> Result<(), vault::VaultError> {
+        Ok(())
     }
 }
 

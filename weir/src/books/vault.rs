@@ -57,6 +57,19 @@ pub(super) trait Vault: Send {
     /// From when this returns, this process has spent and holds so much, whatever becomes of it. For each slice, what it was
     /// granted: what it holds already is never taken from it.
     fn hold(&mut self, slices: &[Slice]) -> Result<Vec<Grant>, VaultError>;
+
+    /// These windows are over, and nothing is held in them.
+    fn forget(&mut self, over: &[(Account, i64)]) -> Result<(), VaultError>;
+}
+
+/// Whether a window is of interest yet.
+pub(super) fn lasts(account: &Account, window: i64, unix_s: i64) -> bool {
+    window >= account.period.window(unix_s) - WINDOWS_KEPT
+}
+
+/// What a window of an account is called on disk.
+fn row(account: &Account, window: i64) -> String {
+    format!("{window} {}", named::name(account))
 }
 
 /// Why nothing was written.
@@ -89,9 +102,7 @@ impl Disk {
             let read = name
                 .split_once(' ')
                 .and_then(|(window, name)| Some((window.parse().ok()?, named::account(name)?)));
-            let lasts =
-                |(window, account): &(i64, Account)| *window >= account.period.window(unix_s) - WINDOWS_KEPT;
-            match read.filter(lasts) {
+            match read.filter(|(window, account)| lasts(account, *window, unix_s)) {
                 Some((window, account)) => {
                     let elsewhere = kept.spent.saturating_add(kept.held);
                     found.push(Slice { elsewhere, ..Slice::new(account, window) });
@@ -114,7 +125,7 @@ impl Vault for Disk {
             {
                 let mut table = write.open_table(BOOKS)?;
                 for slice in slices {
-                    let name = format!("{} {}", slice.window, named::name(&slice.account));
+                    let name = row(&slice.account, slice.window);
                     let kept = Kept { spent: slice.elsewhere.saturating_add(slice.spent), held: slice.held };
                     let json = serde_json::to_vec(&kept).expect("numbers always serialise");
                     table.insert(name.as_str(), json.as_slice())?;
@@ -124,5 +135,22 @@ impl Vault for Disk {
         };
         self.state.told(write).map_err(|error| VaultError(error.to_string()))?;
         Ok(slices.iter().map(|s| Grant { held: s.held, elsewhere: s.elsewhere }).collect())
+    }
+
+    fn forget(&mut self, over: &[(Account, i64)]) -> Result<(), VaultError> {
+        if over.is_empty() {
+            return Ok(());
+        }
+        let write = || {
+            let write = self.state.database().begin_write()?;
+            {
+                let mut table = write.open_table(BOOKS)?;
+                for (account, window) in over {
+                    table.remove(row(account, *window).as_str())?;
+                }
+            }
+            Ok(write.commit()?)
+        };
+        self.state.told(write).map_err(|error| VaultError(error.to_string()))
     }
 }

@@ -34,7 +34,10 @@ impl Machine {
                 command.env_remove(&*name);
             }
         }
-        command.env("WEIR_CACHE", self.path().join("cache")).env("XDG_CONFIG_HOME", self.path());
+        command
+            .env("WEIR_CACHE", self.path().join("cache"))
+            .env("XDG_CONFIG_HOME", self.path())
+            .env("XDG_STATE_HOME", self.path());
         command
     }
 
