@@ -12,6 +12,8 @@ pub mod grammar;
 pub mod load;
 pub mod models;
 pub mod null;
+#[cfg(any(target_os = "linux", target_os = "windows"))]
+pub mod nvml;
 pub mod philox;
 pub mod plan;
 pub mod program;

@@ -12,6 +12,7 @@ mod null;
 mod tasks;
 mod text;
 mod trial;
+mod watch;
 mod worker;
 
 pub use holdings::{Load, Stock};
@@ -21,5 +22,6 @@ pub use load::{Loaded, describe};
 #[cfg(not(target_arch = "wasm32"))]
 pub use null::null;
 pub use text::{ModelText, ReadTextError, TEXT_MAX};
+pub use watch::{Ran, Watch};
 pub use weir_backends::load::{LoadError, LoadOptions};
 pub use worker::{Credentials, Machine, Resident, Worker, WorkerError};

@@ -5,15 +5,17 @@ use crate::holdings::{Holdings, Stock};
 use crate::meter::{Meter, Observed};
 use crate::tasks::Tasks;
 use crate::text::ModelText;
+use crate::watch::{Ran, Watch};
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::sync::{mpsc, watch};
+use tracing::Instrument;
 use weir_backends::engine::{EngineHandle, EngineStatus};
 use weir_scheduler::{
     Event, Failure, FailureKind, Generate, Held, ModelId, ModelStatus, Price, Priority, Profile, Rates,
-    RequestId, Status, TextId, Token, Trust,
+    RequestId, Status, TextId, Token, TraceContext, Trust,
 };
 use weir_transport::{
     Fetch, Frame, FrameError, Hello, Link, LinkError, Message, Order, PIECE_MAX, Proof, Refusal, Stream,
@@ -65,6 +67,8 @@ pub struct Worker {
     draining: watch::Sender<bool>,
     /// Schedulers that have let it in, so far.
     welcomes: watch::Sender<u64>,
+    /// Is told of what has run.
+    watch: Option<Arc<dyn Watch>>,
 }
 
 /// By what a scheduler knows a node, or lets it in.
@@ -183,7 +187,13 @@ impl Worker {
             machine: machine.into(),
             draining: watch::Sender::new(false),
             welcomes: watch::Sender::new(0),
+            watch: None,
         }
+    }
+
+    /// The same, and somebody is told of what has run.
+    pub fn watched(self, watch: Arc<dyn Watch>) -> Worker {
+        Worker { watch: Some(watch), ..self }
     }
 
     /// Holds one more model for as long as it lives, and tells every scheduler.
@@ -352,20 +362,30 @@ impl Worker {
             Ok(Err(LinkError::Frame(error))) => return tracing::warn!("{error}"),
             Ok(_) | Err(_) => return,
         };
+        let about = about(ask.trace);
+        self.carry_out(ask, stream).instrument(about).await;
+    }
+
+    async fn carry_out(&self, ask: Generate, mut stream: Stream) {
         let (request, attempt) = (ask.request, ask.attempt);
+        let mut report = Report { worker: self, progress: Progress::new(&ask), resident: None };
         stream.send.set_urgency(match ask.priority {
             Priority::Background => Urgency::Background,
             Priority::Normal => Urgency::Normal,
             Priority::Interactive => Urgency::Interactive,
         });
         let failed = match self.holdings.find(|r| r.held.model == ask.model) {
-            Some(resident) => resident.run(ask, &mut stream).await.err(),
+            Some(resident) => {
+                let resident = report.resident.insert(resident);
+                resident.run(ask, &mut stream, &mut report.progress).await.err()
+            }
             None => Some(Failure {
                 kind: FailureKind::NoModel,
                 message: format!("node {} doesn't hold model {}", self.name, ask.model),
             }),
         };
         if let Some(failure) = failed {
+            (report.progress.ended, report.progress.failed) = (true, Some(failure.kind));
             // If that can't be sent either, the stream is gone and nobody waits for it.
             _ = stream.send.send(Frame::failed(request, attempt, failure)).await;
         }
@@ -388,6 +408,46 @@ impl Worker {
     }
 }
 
+/// What is logged within this carries the trace's ids; where there is no trace it is nothing.
+fn about(trace: TraceContext) -> tracing::Span {
+    if trace.trace == 0 {
+        return tracing::Span::none();
+    }
+    let (trace_id, span_id) = (format!("{:032x}", trace.trace), format!("{:016x}", trace.span));
+    tracing::error_span!("request", trace_id, span_id)
+}
+
+/// Tells whoever watches of an attempt when it is over, however that came.
+struct Report<'a> {
+    worker: &'a Worker,
+    progress: Progress,
+    /// Who runs it.
+    resident: Option<Resident>,
+}
+
+impl Drop for Report<'_> {
+    fn drop(&mut self) {
+        let (Some(watch), Some(resident)) = (&self.worker.watch, &self.resident) else { return };
+        let Progress { began, first, last, tokens, beside, trace, attempt, ended, failed, .. } =
+            self.progress;
+        watch.ran(&Ran {
+            node: &self.worker.name,
+            device: self.worker.machine.devices.first().map_or("", String::as_str),
+            model: &resident.held.name,
+            numerics: &resident.held.numerics,
+            trace,
+            attempt,
+            tokens,
+            beside,
+            first: first.map(|first| first - began),
+            last: last.map(|last| last - began),
+            took: began.elapsed(),
+            ended,
+            failed,
+        });
+    }
+}
+
 /// Takes one from a count when it goes.
 struct Running(Arc<AtomicU32>);
 
@@ -399,16 +459,8 @@ impl Drop for Running {
 
 impl Resident {
     /// Runs a request and streams what comes of it. Returning drops the events' receiver, which cancels what is left.
-    async fn run(&self, ask: Generate, stream: &mut Stream) -> Result<(), Failure> {
-        let mut progress = Progress {
-            request: ask.request,
-            attempt: ask.attempt,
-            began: Instant::now(),
-            first: None,
-            last: None,
-            tokens: 0,
-            beside: self.running.fetch_add(1, Ordering::Relaxed) + 1,
-        };
+    async fn run(&self, ask: Generate, stream: &mut Stream, progress: &mut Progress) -> Result<(), Failure> {
+        progress.beside = self.running.fetch_add(1, Ordering::Relaxed) + 1;
         let _running = Running(self.running.clone());
         let (events, mut incoming) = mpsc::channel(EVENTS_MAX);
         self.engine.generate(ask, events)?;
@@ -421,7 +473,7 @@ impl Resident {
                         return Err(Failure { kind: FailureKind::Internal, message });
                     };
                     progress.beside = progress.beside.max(self.running.load(Ordering::Relaxed));
-                    if self.forward(event, &mut incoming, &mut progress, stream).await {
+                    if self.forward(event, &mut incoming, progress, stream).await {
                         return Ok(());
                     }
                 }
@@ -471,9 +523,13 @@ impl Resident {
             Some(Event::Finished { reason, text, usage }) => {
                 let computed = usage.prompt_tokens.saturating_sub(usage.cached_tokens);
                 self.observe(progress, computed);
+                progress.ended = true;
                 Frame::finished(request, attempt, reason, text, usage)
             }
-            Some(Event::Failed(failure)) => Frame::failed(request, attempt, failure),
+            Some(Event::Failed(failure)) => {
+                (progress.ended, progress.failed) = (true, Some(failure.kind));
+                Frame::failed(request, attempt, failure)
+            }
         };
         // A stream that is gone has nobody who waits for its end.
         _ = stream.send.send(frame).await;
@@ -501,9 +557,28 @@ struct Progress {
     last: Option<Instant>,
     tokens: u32,
     beside: u32,
+    trace: TraceContext,
+    /// Its last word was sent, and whether that is that it failed.
+    ended: bool,
+    failed: Option<FailureKind>,
 }
 
 impl Progress {
+    fn new(ask: &Generate) -> Progress {
+        Progress {
+            request: ask.request,
+            attempt: ask.attempt,
+            began: Instant::now(),
+            first: None,
+            last: None,
+            tokens: 0,
+            beside: 0,
+            trace: ask.trace,
+            ended: false,
+            failed: None,
+        }
+    }
+
     fn note(&mut self, tokens: usize) {
         let now = Instant::now();
         self.first.get_or_insert(now);

@@ -297,6 +297,8 @@ pub struct NodeView {
     pub draining: bool,
     /// How long it has said nothing.
     pub silent: Duration,
+    /// How long it is left alone yet because it failed again and again; 0 where it isn't.
+    pub rests: Duration,
     /// Its devices.
     pub devices: Vec<String>,
     /// Bytes that further models may take.
@@ -334,6 +336,8 @@ pub struct ModelView {
     pub numerics: String,
     /// Bytes of memory that it takes.
     pub bytes: u64,
+    /// Bytes of its file; 0 where the node doesn't say.
+    pub weights: u64,
     /// It stays, whatever else is wanted.
     pub pinned: bool,
     /// KV blocks free, and in all.

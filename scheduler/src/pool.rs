@@ -517,6 +517,7 @@ impl Pool {
             prefill_tokens_per_s: serving.prefill_rate() as f32,
             numerics: serving.held.numerics.clone(),
             bytes: serving.held.bytes,
+            weights: serving.held.weights,
             pinned: serving.held.pinned,
             kv_blocks: (serving.kv_blocks_free, serving.held.kv_blocks),
         };
@@ -527,6 +528,7 @@ impl Pool {
             labels: node.labels.clone(),
             draining: node.is_draining(),
             silent: now.since(node.heard),
+            rests: node.rests_until.since(now),
             devices: node.devices.clone(),
             memory_free: node.memory.free(),
             bandwidth: node.bandwidth,

@@ -1,10 +1,12 @@
 //! Tests of the whole, by real processes: what the tests share. The tests are in `tests/tests`.
 #![forbid(unsafe_code)]
 
+mod collector;
 mod http;
 mod process;
 mod wire;
 
+pub use collector::{Collector, Span};
 pub use http::{Connection, Reply};
 pub use process::{Node, Program, Serve, free_address, program, target, weir};
 pub use wire::Wire;

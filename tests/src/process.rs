@@ -40,7 +40,11 @@ pub fn weir(folder: &Path) -> Command {
             command.env_remove(name);
         }
     }
-    command.env("XDG_CONFIG_HOME", folder).env("XDG_STATE_HOME", folder).current_dir(folder).stdin(Stdio::null());
+    command
+        .env("XDG_CONFIG_HOME", folder)
+        .env("XDG_STATE_HOME", folder)
+        .current_dir(folder)
+        .stdin(Stdio::null());
     command
 }
 

@@ -23,5 +23,7 @@ mod serve;
 mod spill;
 #[path = "whole/strangers.rs"]
 mod strangers;
+#[path = "whole/telemetry.rs"]
+mod telemetry;
 #[path = "whole/tls.rs"]
 mod tls;

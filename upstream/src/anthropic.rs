@@ -366,6 +366,7 @@ mod tests {
             so_far,
             seed: None,
             first_by: None,
+            traceparent: None,
         })
     }
 

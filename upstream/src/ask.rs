@@ -29,6 +29,8 @@ pub struct Ask<'a> {
     pub seed: Option<u64>,
     /// What would be begun after this is of no use: nothing is tried again then.
     pub first_by: Option<Instant>,
+    /// W3C's `traceparent`, so that what it does belongs to our trace.
+    pub traceparent: Option<&'a str>,
 }
 
 /// Fields that say how a request is answered: ours say it anew.

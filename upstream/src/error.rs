@@ -91,6 +91,21 @@ pub enum UpstreamError {
 }
 
 impl UpstreamError {
+    /// Of which kind it is, for logs: messages may repeat what was asked.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            UpstreamError::Address { .. } => "address",
+            UpstreamError::Invalid { .. } => "invalid",
+            UpstreamError::Key { .. } => "key",
+            UpstreamError::NoModel { .. } => "no_model",
+            UpstreamError::Busy { .. } => "busy",
+            UpstreamError::Failed { .. } => "failed",
+            UpstreamError::Silent { .. } => "silent",
+            UpstreamError::Cut { .. } => "cut",
+            UpstreamError::Nonsense { .. } => "nonsense",
+        }
+    }
+
     /// Whether the same may be sent once more, while nothing has come of it.
     pub(crate) fn may_pass(&self) -> bool {
         use UpstreamError::{Cut, Failed, Nonsense};

@@ -221,7 +221,16 @@ mod tests {
         });
         let Value::Object(fields) = fields else { panic!() };
         let api = Api::Chat;
-        let ask = Ask { api, fields: &fields, model: "m", max_tokens: 5, so_far, seed: None, first_by: None };
+        let ask = Ask {
+            api,
+            fields: &fields,
+            model: "m",
+            max_tokens: 5,
+            so_far,
+            seed: None,
+            first_by: None,
+            traceparent: None,
+        };
         let (path, body) = request(&provider, provider.prefill, &ask);
         assert_eq!((path, Value::Object(body)), ("chat/completions", expected));
     }

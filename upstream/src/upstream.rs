@@ -141,7 +141,8 @@ impl Upstream {
                 return Err(error);
             }
             tried += 1;
-            tracing::debug!(provider = self.name(), %error, "trying again");
+            // What it said may repeat what it was asked: that is nobody's business but the client's.
+            tracing::debug!(provider = self.name(), error = error.kind(), "trying again");
             tokio::time::sleep(pause).await;
         }
     }
@@ -185,7 +186,7 @@ impl Upstream {
             HttpError::Silent => self.silent("no first token", patience),
             other => self.http_error(other),
         };
-        let sent = self.send(Method::POST, prepared.path, &prepared.body, patience).await;
+        let sent = self.send(Method::POST, prepared.path, &prepared.body, ask.traceparent, patience).await;
         let mut reply = sent.map_err(silent)?;
         if !reply.response.status().is_success() {
             return Err(self.refusal(&mut reply, ask.model, patience).await);
@@ -228,6 +229,7 @@ impl Upstream {
         method: Method,
         path: &str,
         body: &Bytes,
+        traceparent: Option<&str>,
         patience: Duration,
     ) -> Result<Reply, HttpError> {
         let address = self.inner.http.address();
@@ -244,6 +246,9 @@ impl Upstream {
             }
             if self.inner.provider.dialect == Dialect::Anthropic {
                 request = request.header("anthropic-version", anthropic::VERSION);
+            }
+            if let Some(traceparent) = traceparent {
+                request = request.header("traceparent", traceparent);
             }
             if let Some((name, value)) = self.authorization() {
                 request = request.header(name, value);
@@ -390,7 +395,7 @@ impl Upstream {
     }
 
     async fn question(&self, path: &str) -> Result<Vec<u8>, UpstreamError> {
-        let asked = self.send(Method::GET, path, &Bytes::new(), QUESTION).await;
+        let asked = self.send(Method::GET, path, &Bytes::new(), None, QUESTION).await;
         let mut reply = asked.map_err(|error| self.http_error(error))?;
         if !reply.response.status().is_success() {
             return Err(self.refusal(&mut reply, "", QUESTION).await);

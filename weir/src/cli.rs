@@ -16,12 +16,14 @@ mod serve;
 mod serving;
 mod session;
 mod speaker;
+mod telling;
 mod top;
 mod trust;
 mod usage;
 
 use crate::config::Config;
 use crate::driver::{DeviceChoice, DeviceOptions};
+use crate::telemetry::{self, LogFormat};
 use anyhow::Context;
 use clap::{Parser, Subcommand};
 use std::io;
@@ -47,6 +49,9 @@ struct Arguments {
     /// Log more to stderr (-v: what happens, -vv: why)
     #[arg(short, long, global = true, action = clap::ArgAction::Count, help_heading = "Global options")]
     verbose: u8,
+    /// What log lines look like: text, or a JSON object each
+    #[arg(long, global = true, value_name = "FORMAT", help_heading = "Global options")]
+    log_format: Option<LogFormat>,
     #[command(subcommand)]
     command: Command,
 }
@@ -118,6 +123,7 @@ pub fn main() -> ExitCode {
 fn run(arguments: Arguments) -> anyhow::Result<()> {
     let mut config = Config::load(arguments.config.as_deref())?;
     config.device = arguments.device.unwrap_or(config.device);
+    config.log_format = arguments.log_format.unwrap_or(config.log_format);
     start_logging(&config, arguments.verbose)?;
     ending::end_on_interrupt();
     match arguments.command {
@@ -174,8 +180,7 @@ fn start_logging(config: &Config, verbose: u8) -> anyhow::Result<()> {
     };
     let filter =
         tracing_subscriber::EnvFilter::try_new(filter).with_context(|| format!("log = `{filter}`"))?;
-    // a second call, as in tests, keeps the first subscriber
-    let _ = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).try_init();
+    telemetry::start_logging(filter, config.log_format);
     Ok(())
 }
 

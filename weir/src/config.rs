@@ -1,5 +1,8 @@
 //! Configuration in layers: defaults, `weir.toml`, `WEIR_*` environment, flags. The only place that reads the environment.
+mod telemetry;
+
 use crate::driver::DeviceChoice;
+use crate::telemetry::{Conventions, LogFormat};
 use figment::Figment;
 use figment::providers::{Env, Format, Serialized, Toml};
 use serde::{Deserialize, Serialize};
@@ -66,6 +69,15 @@ pub struct Config {
     pub provider: Vec<Entry>,
     /// What is logged to stderr: `warn`, `info`, `weir=debug`, ...
     pub log: String,
+    /// What log lines look like: `text`, `json`.
+    pub log_format: LogFormat,
+    /// Where `/metrics` is told without a key, in plain HTTP, besides the gateway.
+    pub metrics: Option<SocketAddr>,
+    /// A collector that takes OTLP over HTTP (`http://127.0.0.1:4318`): traces and metrics go there.
+    /// `OTEL_EXPORTER_OTLP_ENDPOINT` is the same. Nothing leaves without.
+    pub otlp: Option<String>,
+    /// The names of what is told: `newest`, `1.36` or `both` (OpenTelemetry's conventions for generative AI).
+    pub conventions: Option<Conventions>,
 }
 
 /// How keys and values are stored.
@@ -107,6 +119,10 @@ impl Default for Config {
             state: None,
             provider: Vec::new(),
             log: "warn".into(),
+            log_format: LogFormat::Text,
+            metrics: None,
+            otlp: None,
+            conventions: None,
         }
     }
 }
@@ -146,6 +162,9 @@ pub enum ConfigError {
         /// As it may be.
         least: u32,
     },
+    /// Telemetry can't be sent as it should be.
+    #[error("configuration: telemetry: {0}")]
+    Telemetry(String),
     /// More is said of this machine than anybody wants to hear.
     #[error("configuration: {0}")]
     Labels(String),
@@ -200,6 +219,10 @@ impl Config {
             "catalog",
             "state",
             "log",
+            "log_format",
+            "metrics",
+            "otlp",
+            "conventions",
         ];
         // an empty variable is an absent one
         let set = move |name: &figment::value::UncasedStr| {

@@ -19,6 +19,7 @@ mod start;
 mod stock;
 
 use crate::cluster::Cluster;
+use crate::telemetry::{Operation, Telemetry};
 use attendant::Gate;
 use conductor::Command;
 pub use consult::NO_TOKEN;
@@ -39,7 +40,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use weir_backends::text::{ChatTemplate, Tokenizer};
 use weir_node::{Machine, Resident, Stock, Worker};
 use weir_scheduler::{
-    Allowance, Clock, Event, Failure, FailureKind, Generate, KeyId, ModelId, Policy, RequestId, Wanted,
+    Allowance, Clock, Event, Failure, FailureKind, Generate, KeyId, Load, ModelId, Policy, RequestId, Wanted,
 };
 use weir_transport::{Link, PublicKey};
 
@@ -166,6 +167,7 @@ struct Inner {
     /// Nodes connected.
     nodes: watch::Receiver<usize>,
     allowed: Mutex<Allowed>,
+    telemetry: Telemetry,
     next_request: AtomicU64,
     next_node: Arc<AtomicU64>,
 }
@@ -239,8 +241,19 @@ impl Driver {
         ask: Ask,
         conversation: Option<Arc<Conversation>>,
     ) -> Result<Generation, Failure> {
+        self.answer(ask, conversation, Operation::default()).await
+    }
+
+    /// The same, for whom telemetry says what is asked for.
+    pub async fn answer(
+        &self,
+        ask: Ask,
+        conversation: Option<Arc<Conversation>>,
+        operation: Operation,
+    ) -> Result<Generation, Failure> {
         let id = RequestId(self.inner.next_request.fetch_add(1, Ordering::Relaxed));
-        let (client, events) = conductor::Client::new(ask.model, conversation);
+        let trail = self.inner.telemetry.follow(&ask, operation, self.inner.shelf.by_id(ask.model));
+        let (client, events) = conductor::Client::new(ask.model, conversation, trail);
         let generation =
             Generation { id, events, course: client.course.clone(), cancels: self.inner.cancels.clone() };
         let (reply, accepted) = oneshot::channel();
@@ -336,6 +349,24 @@ impl Driver {
         // Without a conductor there are no nodes.
         _ = self.inner.commands.send(Command::Survey(reply)).await;
         nodes.await.unwrap_or_default()
+    }
+
+    /// The same, and how much there is of everything.
+    pub async fn measure(&self) -> (Vec<NodeInfo>, Load) {
+        let (reply, measured) = oneshot::channel();
+        // Without a conductor there is nothing.
+        _ = self.inner.commands.send(Command::Measure(reply)).await;
+        measured.await.unwrap_or_default()
+    }
+
+    /// What it counts, and what leaves.
+    pub fn telemetry(&self) -> &Telemetry {
+        &self.inner.telemetry
+    }
+
+    /// The models in this process's memory.
+    pub fn residents(&self) -> Vec<Resident> {
+        self.inner.local.residents()
     }
 
     /// What happens to nodes from now on. Who doesn't read is dropped.

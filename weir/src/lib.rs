@@ -14,3 +14,4 @@ mod once;
 pub mod policy;
 mod private;
 pub mod state;
+pub mod telemetry;

@@ -2,12 +2,14 @@
 #![forbid(unsafe_code)]
 
 mod deny;
+mod deploy;
 mod fuzz;
 mod gateway;
 mod models;
 mod peers;
 mod run;
 mod sim;
+mod telemetry;
 mod test;
 mod web;
 
@@ -16,7 +18,8 @@ use std::process::ExitCode;
 
 const HELP: &str = "\
 cargo xtask test [--full]         format, lints, docs, licences, tests, SDK tests, 60 s of fuzzing
-                                  --full: golden logits on every instruction set and on the reference device, for all models
+                                  --full: golden logits on every instruction set and on the reference device, for all models;
+                                  `deploy` and `telemetry`, too
 cargo xtask bench cpu [FLAGS]     side by side with llama.cpp on the same files and threads; FLAGS: see --help
 cargo xtask test --gpu cuda       the device's tests on this machine's NVIDIA GPU
 cargo xtask test --gpu wgpu       the device's tests on this machine's fastest GPU (WEIR_TEST_GPU: part of another's name)
@@ -26,6 +29,8 @@ cargo xtask bench speculation     what guessing the next tokens is worth, on any
 cargo xtask bench gateway         what a request's way through the gateway costs, beside smg; FLAGS: see --help
 cargo xtask golden                makes the golden logits again (needs cmake and libclang, as `bench cpu` does)
 cargo xtask sim [--seeds N]       the scheduler under virtual time: N seeds of faults, placement and what it costs
+cargo xtask telemetry             a real Prometheus and Phoenix look at a cluster: every panel, alert and span
+cargo xtask deploy                writes the dashboards, checks the chart, the compose file, units and alert rules
 cargo xtask web                   the browser's engine and SDK, in web/dist, and the gateway's pages, in web/site
 cargo xtask web test              the same, and its tests in Chromium
 cargo xtask fuzz [TARGET] [SECONDS] fuzzes what reads model files (reader), frames (frames), policies (policies)";
@@ -53,6 +58,8 @@ fn dispatch(arguments: &[String]) -> Result<()> {
         ["bench", "gateway", rest @ ..] => gateway::bench(rest),
         ["bench", "cpu", rest @ ..] => peers::bench_cpu(rest),
         ["golden"] => peers::golden(),
+        ["telemetry"] => telemetry::run(),
+        ["deploy"] => deploy::run(),
         ["web"] => web::build(),
         ["web", "test"] => web::test(),
         ["sim", rest @ ..] => sim::run(rest),

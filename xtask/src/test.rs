@@ -1,6 +1,6 @@
 //! The gates: everything that a change has to pass.
 use crate::run::{cargo, check, program, watch, works};
-use crate::{deny, fuzz, models};
+use crate::{deny, deploy, fuzz, models, telemetry};
 use anyhow::{Result, bail};
 use std::time::Instant;
 
@@ -38,6 +38,17 @@ pub fn run(scope: Scope) -> Result<()> {
     })?;
     let mut tally = Tally::default();
     step("tests", || tests(scope, &mut tally))?;
+    match scope {
+        Scope::Full => {
+            step("deploy", deploy::run)?;
+            step("telemetry", telemetry::run)?;
+        }
+        Scope::Default => {
+            println!(
+                "SKIPPED: a real Prometheus, Phoenix and Helm look at it with --full, or `cargo xtask telemetry` and `deploy`"
+            );
+        }
+    }
     step("emulated GPU", || emulated(&mut tally))?;
     step("fuzz", || fuzz::run(None, FUZZ_SECONDS))?;
     let Tally { passed, failed, ignored } = tally;

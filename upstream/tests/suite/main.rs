@@ -37,7 +37,16 @@ fn fields() -> Map<String, Value> {
 }
 
 fn ask<'a>(fields: &'a Map<String, Value>, so_far: &'a str) -> Ask<'a> {
-    Ask { api: Api::Chat, fields, model: "m", max_tokens: 100, so_far, seed: None, first_by: None }
+    Ask {
+        api: Api::Chat,
+        fields,
+        model: "m",
+        max_tokens: 100,
+        so_far,
+        seed: None,
+        first_by: None,
+        traceparent: None,
+    }
 }
 
 /// All of an answer's text, and how it ended.

@@ -2,16 +2,20 @@
 use super::ending::{Asked, asked_to_stop};
 use super::serving;
 use super::speaker::{device_options, find};
+use super::telling::Telling;
 use super::{Interrupted, machine, output::note, store};
 use crate::config::Config;
 use crate::driver::{load_all, stock, worker};
 use crate::lan::{self, Found};
 use crate::private;
+use crate::telemetry::{Scrape, Watcher, gather_node};
 use anyhow::{Context, bail};
 use serde::{Deserialize, Serialize};
 use std::hash::{BuildHasher, RandomState};
 use std::io::{BufRead, IsTerminal, Write, stderr, stdin};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 use weir_node::{Credentials, Stock, Worker, WorkerError};
 use weir_transport::{DialError, Dialer, Fingerprint, Identity, JoinLink, JoinToken, RefusalCode, code};
@@ -60,6 +64,9 @@ pub(super) struct Join {
     /// What the node is called [default: the machine's name]
     #[arg(long, value_name = "NAME")]
     name: Option<String>,
+    /// Tell this node's /metrics here, in plain HTTP and without a key
+    #[arg(long, value_name = "ADDR")]
+    metrics: Option<SocketAddr>,
     /// Where the node's key is kept
     #[arg(long, value_name = "DIR")]
     state: Option<PathBuf>,
@@ -111,7 +118,15 @@ impl Join {
         };
         let name = self.name.unwrap_or_else(|| gethostname::gethostname().to_string_lossy().into_owned());
         super::single_runtime()?.block_on(async {
+            let telemetry = config.telemetry("weir-node", &name)?;
             let worker = worker(&name, machine, load_all(models, device).await?, stock);
+            let worker = worker.watched(Arc::new(Watcher::new(&telemetry)));
+            let (of, told) = (worker.clone(), telemetry.clone());
+            let scrape: Scrape = Arc::new(move || {
+                let (telemetry, worker) = (told.clone(), of.clone());
+                Box::pin(async move { gather_node(&telemetry, &worker).await })
+            });
+            let telling = Telling::start(config, self.metrics, telemetry, scrape).await?;
             worker.try_out().await;
             let dialer = Dialer::new()?;
             let asked = tokio::select! {
@@ -119,6 +134,7 @@ impl Join {
                 asked = leave(&worker) => asked,
             };
             dialer.linger().await;
+            telling.end().await;
             let residents = worker.residents();
             tokio::task::spawn_blocking(move || residents.iter().for_each(|r| r.shutdown())).await?;
             match asked {

@@ -3,6 +3,7 @@ use super::ending::{Asked, asked_to_stop};
 use super::secure::{Secure, host_name, own_addresses, own_names};
 use super::serving::{self, Announced, Serving};
 use super::speaker::{device_options, find};
+use super::telling::Telling;
 use super::{Interrupted, machine, output::note, store};
 use crate::books::Books;
 use crate::cluster::{Cluster, Invitation};
@@ -13,6 +14,7 @@ use crate::keys::Keys;
 use crate::lan::{self, Announcement};
 use crate::policy::{Source, keep_time};
 use crate::state::State;
+use crate::telemetry::{Scrape, gather};
 use std::io::{IsTerminal, Write, stderr, stdout};
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -72,6 +74,9 @@ pub(super) struct Serve {
     /// Clients must send this key; better set WEIR_API_KEY, which others on this machine don't see
     #[arg(long, value_name = "KEY")]
     key: Option<String>,
+    /// Tell /metrics here too, in plain HTTP and without a key
+    #[arg(long, value_name = "ADDR")]
+    metrics: Option<SocketAddr>,
     #[command(flatten)]
     secure: Secure,
 }
@@ -99,6 +104,7 @@ impl Serve {
         gateway.files = if shared.is_empty() { &models } else { &shared }.iter().filter_map(share).collect();
         super::runtime()?.block_on(async {
             let device = device_options(config);
+            let telemetry = config.telemetry("weir", &host_name())?;
             let books = accounts.as_ref().map(|(_, accounts)| accounts.books.clone());
             let driver = DriverConfig {
                 models,
@@ -107,6 +113,7 @@ impl Serve {
                 no_node: self.no_node,
                 upstreams,
                 books,
+                telemetry,
             };
             let driver = match self.no_node {
                 true => Driver::start(driver).await?,
@@ -128,6 +135,7 @@ impl Serve {
             };
             gateway.admin = house.as_ref().map(|house| house.admin.clone());
             gateway.accounts = accounts.as_ref().map(|(_, accounts)| accounts.clone());
+            let telling = self.tell(config, &driver).await?;
             let gateway = Gateway::bind(driver.clone(), gateway).await?;
             let announced = match &accounts {
                 Some((_, accounts)) => Some(self.announce(config, &gateway, &accounts.token)?),
@@ -160,6 +168,7 @@ impl Serve {
                 // It is written, or the runtime is going down.
                 _ = tokio::task::spawn_blocking(move || books.flush()).await;
             }
+            telling.end().await;
             if let Some(house) = house {
                 house.port.close().await;
             }
@@ -168,6 +177,15 @@ impl Serve {
                 _ => Ok(()),
             }
         })
+    }
+
+    async fn tell(&self, config: &Config, driver: &Driver) -> anyhow::Result<Telling> {
+        let telling = driver.clone();
+        let scrape: Scrape = Arc::new(move || {
+            let driver = telling.clone();
+            Box::pin(async move { gather(&driver).await })
+        });
+        Telling::start(config, self.metrics, driver.telemetry().clone(), scrape).await
     }
 
     /// The state, with keys and what they have spent. Where nodes can join it must be ours; else it may be another's that

@@ -7,6 +7,7 @@ use super::pump::{Delivery, Pump};
 use super::shelf::Shelf;
 use crate::books::Books;
 use crate::cluster::{Cluster, Member};
+use crate::telemetry::{self, Telemetry, Trail, Whither};
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -14,12 +15,13 @@ use tokio::sync::mpsc::OwnedPermit;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::AbortHandle;
 use tokio::time::{Sleep, sleep_until};
+use tracing::Instrument;
 use weir_scheduler::{
-    Allowance, Clock, Event, Failure, FailureKind, FromNode, Generate, Input, KeyId, ModelId, NodeId, Output,
-    Policy, Profile, RequestId, Scheduler, Time, ToNode, Wanted,
+    Allowance, Clock, Event, Failure, FailureKind, FromNode, Generate, Input, KeyId, Load, ModelId, NodeId,
+    Output, Policy, Profile, RequestId, Scheduler, Time, ToNode, Wanted,
 };
 use weir_transport::{Link, Order, PublicKey};
-use weir_upstream::Upstream;
+use weir_upstream::{Upstream, Whose};
 
 /// Events that a client hasn't read yet, at most.
 const EVENTS_MAX: usize = 64;
@@ -72,6 +74,8 @@ pub(super) enum Command {
     Allow(Vec<Allowance>),
     /// Who is connected.
     Survey(oneshot::Sender<Vec<NodeInfo>>),
+    /// The same, and how much there is of everything.
+    Measure(oneshot::Sender<(Vec<NodeInfo>, Load)>),
     /// What happens from now on.
     Watch(mpsc::Sender<News>),
     /// Cancel everything and stop.
@@ -86,6 +90,7 @@ pub(super) struct Client {
     /// The last node that took part.
     node: Option<NodeId>,
     pub course: Course,
+    trail: Trail,
     /// What it said, and what it has heard of the answer: for upstreams, and for models with other tokens.
     conversation: Option<Arc<Conversation>>,
     so_far: String,
@@ -96,13 +101,18 @@ pub(super) struct Client {
 }
 
 impl Client {
-    pub fn new(model: ModelId, conversation: Option<Arc<Conversation>>) -> (Client, mpsc::Receiver<Event>) {
+    pub fn new(
+        model: ModelId,
+        conversation: Option<Arc<Conversation>>,
+        trail: Trail,
+    ) -> (Client, mpsc::Receiver<Event>) {
         let (events, receiver) = mpsc::channel(EVENTS_MAX + 1);
         let last = events.clone().try_reserve_owned().expect("a new channel has room");
         let client = Client {
             events,
             last,
             course: Course::default(),
+            trail,
             conversation,
             so_far: String::new(),
             tokens_of: Some(model),
@@ -161,6 +171,23 @@ impl Line {
 }
 
 impl Node {
+    /// To whom an attempt at a request for `model` goes.
+    fn whither(&self, shelf: &Shelf, model: ModelId) -> Whither {
+        let node = self.name.clone();
+        match &self.line {
+            Line::Upstream(counter) => {
+                let provider = counter.upstream.provider();
+                let (name, url) = (provider.name.clone(), provider.url.clone());
+                let upstream = telemetry::Whose { name, url, foreign: provider.whose == Whose::Provider };
+                Whither { node, model: counter.model.clone(), upstream: Some(upstream) }
+            }
+            Line::Link { .. } => {
+                let model = shelf.by_id(model).map(|model| model.name.clone()).unwrap_or_default();
+                Whither { node, model, upstream: None }
+            }
+        }
+    }
+
     /// A guest whose tokens can't be true stays out, across restarts.
     fn refute(&self) {
         let (Some(key), Some(cluster)) = (self.key, self.cluster.clone()) else { return };
@@ -188,6 +215,7 @@ struct Conductor {
     count: watch::Sender<usize>,
     commands: mpsc::WeakSender<Command>,
     bills: Bills,
+    telemetry: Telemetry,
     /// Whose word is being taken in.
     speaker: Option<NodeId>,
 }
@@ -199,7 +227,7 @@ pub(super) fn spawn(
     inbox: mpsc::Receiver<Command>,
     cancelled: mpsc::UnboundedReceiver<RequestId>,
     commands: mpsc::WeakSender<Command>,
-    books: Option<Arc<Books>>,
+    (books, telemetry): (Option<Arc<Books>>, Telemetry),
 ) -> watch::Receiver<usize> {
     let (count, nodes) = watch::channel(0);
     let origin = Instant::now();
@@ -217,6 +245,7 @@ pub(super) fn spawn(
         count,
         commands,
         bills: Bills::new(books),
+        telemetry,
         speaker: None,
     };
     for slice in taken {
@@ -293,6 +322,11 @@ impl Conductor {
                 {
                     self.shelf.hold(node, profile);
                 }
+                if let FromNode::Event { request, attempt, event: Event::Failed(failure) } = &from
+                    && let Some(client) = self.clients.get_mut(request)
+                {
+                    client.trail.attempt_failed(*attempt, failure.kind);
+                }
                 self.speaker = Some(node);
                 self.handle(Input::Node { node, from });
                 self.speaker = None;
@@ -327,12 +361,16 @@ impl Conductor {
             Command::Allow(allowances) => self.handle(Input::Allow(allowances)),
             // Whoever asked may have stopped waiting.
             Command::Survey(reply) => _ = reply.send(self.survey()),
+            Command::Measure(reply) => _ = reply.send((self.survey(), self.scheduler.load())),
             Command::Watch(reader) => self.news.add(reader),
             Command::Tokens { node, request, attempt, deliveries } => {
                 self.speaker = Some(node);
                 let foreign = matches!(self.nodes.get(&node), Some(Node { line: Line::Upstream(_), .. }));
-                if let Some(client) = self.clients.get_mut(&request).filter(|_| foreign) {
-                    client.tokens_of = None;
+                if let Some(client) = self.clients.get_mut(&request) {
+                    client.trail.tokens(attempt, deliveries.len() as u32);
+                    if foreign {
+                        client.tokens_of = None;
+                    }
                 }
                 for (token, place) in deliveries {
                     let from = FromNode::Event { request, attempt, event: Event::Token(token) };
@@ -342,6 +380,9 @@ impl Conductor {
                 self.speaker = None;
             }
             Command::Broken { node, request, attempt, reason } => {
+                if let Some(client) = self.clients.get_mut(&request) {
+                    client.trail.attempt_broke(attempt);
+                }
                 self.handle(Input::Broken { node, request, attempt, reason });
             }
             Command::Lost { node, reason } => self.lost(node, reason),
@@ -352,6 +393,7 @@ impl Conductor {
     fn lost(&mut self, node: NodeId, reason: String) {
         if let Some(gone) = self.nodes.remove(&node) {
             tracing::info!("node {} is gone: {reason}", gone.name);
+            self.clients.values_mut().for_each(|client| client.trail.lost(&gone.name));
             self.shelf.release(node);
             self.news.tell(News::Left { name: gone.name.to_string(), key: gone.key, reason: reason.clone() });
             self.count.send_replace(self.nodes.len());
@@ -409,7 +451,9 @@ impl Conductor {
         while let Some(output) = self.scheduler.poll() {
             match output {
                 Output::Emit { request: id, event: Event::Failed(failure) } if id == request => {
-                    self.clients.remove(&request);
+                    if let Some(mut client) = self.clients.remove(&request) {
+                        client.trail.refused(failure.kind);
+                    }
                     self.bills.refused(request);
                     refused = Some(failure);
                 }
@@ -438,6 +482,7 @@ impl Conductor {
             // Dropping the pump's stream tells the node.
             Output::Send { message: ToNode::Cancel { request, attempt }, .. } => {
                 if let Some(client) = self.clients.get_mut(&request) {
+                    client.trail.left(attempt);
                     let stopped = client.pumps.extract_if(.., |(of, _)| *of == attempt);
                     stopped.for_each(|(_, pump)| pump.abort());
                 }
@@ -445,8 +490,9 @@ impl Conductor {
             Output::Send { node, message } => self.order(node, &message),
             Output::Reserved { request, attempt, entries } => self.bills.reserve(request, attempt, entries),
             Output::Settled { request, attempt, entries } => self.bills.settle(request, attempt, entries),
-            Output::Spent { key, request, amount, worst, .. } => {
-                if let Some(client) = self.clients.get(&request) {
+            Output::Spent { key, request, attempt, amount, worst, .. } => {
+                if let Some(client) = self.clients.get_mut(&request) {
+                    client.trail.spent(attempt, amount);
                     client.course.spent(amount);
                 }
                 self.bills.spent(request, amount);
@@ -481,9 +527,15 @@ impl Conductor {
                 if matches!(event, Event::Finished { .. }) {
                     self.takes_part(request);
                 }
-                if let Some(client) = self.clients.remove(&request) {
+                if let Some(mut client) = self.clients.remove(&request) {
                     let ran = Ran { nodes: client.course.nodes(), estimated: client.course.cost().estimated };
                     self.bills.end(request, &event, ran, |model| self.shelf.name_of(model));
+                    let node = self.speaker.and_then(|node| self.nodes.get(&node)).map(|node| &*node.name);
+                    match &event {
+                        Event::Finished { reason, usage, .. } => client.trail.finished(node, *reason, usage),
+                        Event::Failed(failure) => client.trail.refused(failure.kind),
+                        Event::Token(_) => {}
+                    }
                     client.pumps.iter().for_each(|(_, pump)| pump.abort());
                     client.last.send(event);
                 }
@@ -491,6 +543,7 @@ impl Conductor {
             Output::Disconnect { node, reason, refuted } => {
                 if let Some(gone) = self.nodes.remove(&node) {
                     tracing::info!("node {} is given up: {reason}", gone.name);
+                    self.clients.values_mut().for_each(|client| client.trail.lost(&gone.name));
                     if refuted {
                         gone.refute();
                     }
@@ -521,11 +574,12 @@ impl Conductor {
         }
     }
 
-    fn send(&mut self, id: NodeId, ask: Generate) {
+    fn send(&mut self, id: NodeId, mut ask: Generate) {
         if ask.request.is_own() {
             // Nobody waits for it; what comes is kept until it has ended.
             self.clients.entry(ask.request).or_insert_with(|| {
-                let (client, events) = Client::new(ask.model, None);
+                let trail = self.telemetry.follow(&ask, telemetry::Operation::default(), None);
+                let (client, events) = Client::new(ask.model, None, trail);
                 self.unread.insert(ask.request, events);
                 client
             });
@@ -533,27 +587,36 @@ impl Conductor {
         let Some(client) = self.clients.get_mut(&ask.request) else { return };
         let (Some(node), Some(commands)) = (self.nodes.get(&id), self.commands.upgrade()) else { return };
         let (request, attempt) = (ask.request, ask.attempt);
+        let whither = node.whither(&self.shelf, ask.model);
+        client.trail.placed(&mut ask, whither);
+        let about = telemetry::about(ask.trace);
         let pump = Pump { node: id, request, attempt, client: client.events.clone(), commands };
         let receipt = self.bills.receipt(request, attempt);
         let task = match &node.line {
             Line::Upstream(upstream) => {
                 let (upstream, model, talk) =
                     (upstream.upstream.clone(), upstream.model.clone(), client.talk());
-                tokio::spawn(async move {
-                    if pump.is_paid(receipt).await {
-                        pump.consult(upstream, model, ask, talk).await;
+                tokio::spawn(
+                    async move {
+                        if pump.is_paid(receipt).await {
+                            pump.consult(upstream, model, ask, talk).await;
+                        }
                     }
-                })
+                    .instrument(about),
+                )
             }
             Line::Link { link, .. } => {
                 let reword = client.tokens_of != Some(ask.model);
                 let reword = reword.then(|| self.shelf.by_id(ask.model).zip(client.talk()));
                 let link = link.clone();
-                tokio::spawn(async move {
-                    if pump.is_paid(receipt).await {
-                        pump.run(link, ask, reword).await;
+                tokio::spawn(
+                    async move {
+                        if pump.is_paid(receipt).await {
+                            pump.run(link, ask, reword).await;
+                        }
                     }
-                })
+                    .instrument(about),
+                )
             }
         };
         let task = task.abort_handle();

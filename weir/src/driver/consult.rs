@@ -3,6 +3,7 @@ use super::conductor::Command;
 use super::conversation::Talk;
 use super::course::Extra;
 use super::pump::{Pump, Stop};
+use crate::telemetry::traceparent;
 use std::time::Instant;
 use weir_scheduler::{Event, Failure, FailureKind, Finish, FromNode, Generate, Token, Usage};
 use weir_upstream::{Ask, Cost, End, Piece, Upstream, UpstreamError};
@@ -42,6 +43,7 @@ impl Pump {
                 .await);
         }
         let left = ask.max_tokens.saturating_sub(ask.output.len() as u32).max(1);
+        let traceparent = traceparent(ask.trace);
         let question = Ask {
             api: talk.conversation.api,
             fields: &talk.conversation.fields,
@@ -49,6 +51,7 @@ impl Pump {
             max_tokens: left,
             so_far: &talk.so_far,
             seed: talk.conversation.seeded.then_some(ask.sampling.seed),
+            traceparent: traceparent.as_deref(),
             first_by: ask.ttft.into_iter().chain(ask.deadline).min().map(|left| Instant::now() + left),
         };
         let asked = tokio::select! {
@@ -135,8 +138,9 @@ impl Pump {
             }
             _ => FailureKind::Internal,
         };
-        if matches!(error, UpstreamError::Key { .. }) {
-            tracing::error!("{error}");
+        if let UpstreamError::Key { provider, status, remedy, .. } = error {
+            // What it says is told to the client; it may repeat what was asked.
+            tracing::error!("{provider} refuses its key ({status}); check {remedy}");
         }
         // Never what was said.
         tracing::debug!(

@@ -3,6 +3,7 @@ use super::conductor::{self, Command};
 use super::shelf::Shelf;
 use super::{Driver, Inner, ServedModel, Source};
 use crate::books::Books;
+use crate::telemetry::{Telemetry, Watcher};
 use serde::{Deserialize, Serialize};
 use std::hash::{BuildHasher, RandomState};
 use std::path::PathBuf;
@@ -41,6 +42,8 @@ pub struct DriverConfig {
     pub upstreams: Vec<weir_upstream::Upstream>,
     /// Where it is kept what is spent; nowhere, if none.
     pub books: Option<Arc<Books>>,
+    /// What is counted, and what of it leaves.
+    pub telemetry: Telemetry,
 }
 
 /// A model to serve.
@@ -285,9 +288,10 @@ pub(super) async fn start(
     let loaded = load_all(models, config.device).await?;
     let shelf = Shelf::new(loaded.iter().map(served).collect());
     let machine = Machine { labels: config.labels, ..machine };
-    let worker = worker("local", machine, loaded, stock);
+    let telemetry = config.telemetry;
+    let worker = worker("local", machine, loaded, stock).watched(Arc::new(Watcher::new(&telemetry)));
     let has_node = !worker.residents().is_empty();
-    let driver = bring_up(shelf, worker.clone(), config.books);
+    let driver = bring_up(shelf, worker.clone(), config.books, telemetry);
     if has_node {
         let (ours, theirs) = Link::in_memory();
         tokio::spawn(async move {
@@ -355,12 +359,13 @@ pub(super) fn since_1970() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs())
 }
 
-fn bring_up(shelf: Shelf, local: Worker, books: Option<Arc<Books>>) -> Driver {
+fn bring_up(shelf: Shelf, local: Worker, books: Option<Arc<Books>>, telemetry: Telemetry) -> Driver {
     let (commands, inbox) = mpsc::channel::<Command>(COMMANDS_MAX);
     let (cancels, cancelled) = mpsc::unbounded_channel();
     let scheduler = Scheduler::new(Limits::default(), Box::new(Fastest), seed());
     let shelf = Arc::new(shelf);
-    let nodes = conductor::spawn(scheduler, shelf.clone(), inbox, cancelled, commands.downgrade(), books);
+    let told = (books, telemetry.clone());
+    let nodes = conductor::spawn(scheduler, shelf.clone(), inbox, cancelled, commands.downgrade(), told);
     let inner = Inner {
         commands,
         cancels,
@@ -368,6 +373,7 @@ fn bring_up(shelf: Shelf, local: Worker, books: Option<Arc<Books>>) -> Driver {
         local,
         nodes,
         allowed: Mutex::default(),
+        telemetry,
         next_request: AtomicU64::new(1),
         next_node: Arc::new(AtomicU64::new(1)),
     };

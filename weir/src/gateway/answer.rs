@@ -13,6 +13,7 @@ use super::stats::Counted;
 use super::stream::{Ends, EventStream, backstop};
 use super::write::{Label, Writer};
 use crate::driver::{Ask, Generation, ServedModel, Source};
+use crate::telemetry::Served;
 use bytes::BytesMut;
 use hyper::Response;
 use hyper::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderName, HeaderValue};
@@ -35,7 +36,8 @@ pub(super) struct Call<'a> {
     /// Unique, part of the answer's id.
     pub(super) name: &'a str,
     pub(super) body: Vec<u8>,
-    pub(super) trace: TraceContext,
+    /// Its part in the telemetry, and in the trace.
+    pub(super) served: Served,
     /// Held until the answer has been sent.
     pub(super) permit: OwnedSemaphorePermit,
     pub(super) caller: Caller,
@@ -44,7 +46,7 @@ pub(super) struct Call<'a> {
 /// Answers a call.
 pub(super) async fn generate(shared: &Arc<Shared>, call: Call<'_>) -> Result<Response<Body>, ApiError> {
     let (arrived, deadline) = (Instant::now(), backstop(&shared.limits));
-    let Call { api, name, body, trace, permit, caller } = call;
+    let Call { api, name, body, served, permit, caller } = call;
     let body = Arc::new(body);
     let (request, prompts) = match prepare(shared, api, &body, None).await {
         // Perhaps a node can load it, or it is a class of models.
@@ -60,8 +62,15 @@ pub(super) async fn generate(shared: &Arc<Shared>, call: Call<'_>) -> Result<Res
     };
     grammar::check_all(&prompts).await?;
     let first_by = request.ttft.map(|ttft| arrived + ttft);
-    let counted = Counted::new(&shared.stats, request.priority, arrived);
-    let running = Running::new(start(shared, &request, &prompts, trace, &caller).await?, first_by, counted);
+    let provider = match &request.model.source {
+        Source::Upstream { provider, .. } => Some(&**provider),
+        Source::Nodes { .. } => None,
+    };
+    let answers = prompts.len() * request.n;
+    served.about(api.operation(), provider, &request.model.name, answers, request.stream);
+    let generations = start(shared, &request, &prompts, served.context(), &caller).await?;
+    let counted = Counted::new(&shared.stats, request.priority, arrived).told(served);
+    let running = Running::new(generations, first_by, counted);
     let running = running.voiced(prompt::voices(&prompts, request.n));
     let id = match api {
         Api::Chat => format!("chatcmpl-{name}"),
@@ -158,7 +167,7 @@ async fn start(
             };
             caller.sign(&mut ask);
             let conversation = request.conversations.get(number).cloned();
-            generations.push(shared.driver.converse(ask, conversation).await?);
+            generations.push(shared.driver.answer(ask, conversation, request.api.operation()).await?);
         }
     }
     Ok(generations)

@@ -50,6 +50,11 @@ impl ApiError {
         ApiError { param: self.param.map(|param| format!("{outer}.{param}").into()), ..self }
     }
 
+    /// Its status and the API's word for it.
+    pub(super) fn told(&self) -> (u16, Option<&'static str>) {
+        (self.status.as_u16(), self.code)
+    }
+
     /// Whether it is that the model isn't here.
     pub(super) fn is_no_model(&self) -> bool {
         self.code == Some("model_not_found")

@@ -4,6 +4,7 @@ use super::body::Body;
 use super::caller::Caller;
 use super::error::ApiError;
 use crate::driver::{Driver, ServedModel, Source};
+use crate::telemetry;
 use hyper::header::{CONTENT_TYPE, HeaderValue};
 use hyper::{Response, StatusCode};
 use serde::Deserialize;
@@ -96,6 +97,13 @@ pub(super) fn live(driver: &Driver) -> Response<Body> {
 pub(super) fn ready(driver: &Driver) -> Response<Body> {
     let health = driver.health();
     probe(health.ready, &health.detail)
+}
+
+/// `GET /metrics`, for Prometheus.
+pub(super) async fn metrics(driver: &Driver) -> Response<Body> {
+    let mut response = Response::new(Body::full(telemetry::render(&telemetry::gather(driver).await)));
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(telemetry::CONTENT_TYPE));
+    response
 }
 
 fn describe(model: &ServedModel) -> Value {

@@ -9,6 +9,7 @@ use super::error::ApiError;
 use super::fields::Fields;
 use super::{Limits, Shared};
 use crate::driver::{Conversation, ServedModel, Words};
+use crate::telemetry::Operation;
 use options::{WeirOptions, weir_options};
 pub(super) use sampling::choice_seed;
 use serde_json::{Map, Value};
@@ -25,6 +26,24 @@ pub(super) enum Api {
     Chat,
     /// `/v1/completions`.
     Completion,
+}
+
+impl Api {
+    /// What telemetry calls it.
+    pub(super) fn operation(self) -> Operation {
+        match self {
+            Api::Chat => Operation::Chat,
+            Api::Completion => Operation::TextCompletion,
+        }
+    }
+
+    /// Its path.
+    pub(super) fn route(self) -> &'static str {
+        match self {
+            Api::Chat => "/v1/chat/completions",
+            Api::Completion => "/v1/completions",
+        }
+    }
 }
 
 /// A request with nothing left to check but its length in tokens.

@@ -4,11 +4,13 @@ use super::caller::Caller;
 use super::error::ApiError;
 use super::request::{Api, draw};
 use super::{Shared, admin, answer, console, models};
+use crate::telemetry;
 use hyper::body::Incoming;
 use hyper::header::{self, HeaderMap, HeaderName, HeaderValue};
 use hyper::{Method, Request, Response, StatusCode};
 use std::net::IpAddr;
 use std::sync::Arc;
+use tracing::Instrument;
 use weir_scheduler::TraceContext;
 
 /// Answers one request; an error becomes the API's error object.
@@ -27,7 +29,9 @@ pub(super) async fn respond(
         Err(error) => {
             match error.turns_away().filter(|code| shared.refusals.first((from, code))) {
                 Some(code) => log_refusal(from, page.as_ref(), code),
-                None => tracing::debug!(%method, path, ?error, "refused"),
+                None => {
+                    tracing::debug!(%method, path, status = error.told().0, code = error.told().1, "refused")
+                }
             }
             error.to_response()
         }
@@ -57,6 +61,7 @@ enum Endpoint {
     Generate(Api),
     Live,
     Ready,
+    Metrics,
     Admin(admin::Route),
     Files,
     File(String),
@@ -72,6 +77,7 @@ impl Endpoint {
             "/v1/models" => Endpoint::Models,
             "/healthz" => Endpoint::Live,
             "/readyz" => Endpoint::Ready,
+            "/metrics" => Endpoint::Metrics,
             "/weir/v1/files" => Endpoint::Files,
             _ if path.starts_with("/weir/v1/files/") => {
                 Endpoint::File(path.strip_prefix("/weir/v1/files/")?.to_owned())
@@ -109,7 +115,8 @@ async fn handle(
         )
     );
     // The owner of the scheduler needs no key beside the admin token.
-    let is_owner = matches!(endpoint, Some(Endpoint::Admin(_))) && shared.is_owner(headers);
+    let is_owner =
+        matches!(endpoint, Some(Endpoint::Admin(_) | Endpoint::Metrics)) && shared.is_owner(headers);
     // Whoever may join needs the model.
     let is_invited = matches!(endpoint, Some(Endpoint::Files | Endpoint::File(_)))
         && shared.admin.as_ref().is_some_and(|admin| admin.has_invited(headers));
@@ -130,6 +137,7 @@ async fn handle(
         (Endpoint::Model(id), &Method::GET | &Method::HEAD) => models::show(shared, &id),
         (Endpoint::Live, &Method::GET | &Method::HEAD) => Ok(models::live(&shared.driver)),
         (Endpoint::Ready, &Method::GET | &Method::HEAD) => Ok(models::ready(&shared.driver)),
+        (Endpoint::Metrics, &Method::GET | &Method::HEAD) => Ok(models::metrics(&shared.driver).await),
         (Endpoint::Page(asset), &Method::GET | &Method::HEAD) => Ok(console::respond(asset, headers)),
         (Endpoint::Files, &Method::GET | &Method::HEAD) => Ok(shared.files.list()),
         (Endpoint::File(sha256), &Method::GET) => shared.files.send(&sha256, headers),
@@ -143,9 +151,19 @@ async fn handle(
                     format!("{} requests are being answered already; try again.", shared.limits.requests_max),
                 )
             })?;
-            let trace = trace_context(headers);
-            let body = body::read(request.into_body(), &shared.limits).await?;
-            answer::generate(shared, answer::Call { api, name, body, trace, permit, caller }).await
+            let served = shared.driver.telemetry().serve(api.route(), trace_context(headers));
+            let answered = async {
+                let body = body::read(request.into_body(), &shared.limits).await?;
+                let served = served.clone();
+                answer::generate(shared, answer::Call { api, name, body, served, permit, caller }).await
+            };
+            let about = telemetry::about(served.context());
+            let answered = answered.instrument(about.clone()).await;
+            answered.inspect_err(|error| {
+                let (status, code) = error.told();
+                about.in_scope(|| tracing::debug!(status, code, "not answered"));
+                served.refused(status, code);
+            })
         }
         (Endpoint::Generate(_), _) => Err(ApiError::method("POST")),
         _ => Err(ApiError::method("GET")),

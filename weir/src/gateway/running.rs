@@ -85,6 +85,7 @@ impl Running {
                 if self.open == 0 {
                     self.counted.done();
                 }
+                self.counted.finished(&usage);
                 let mut parts = self.voices[choice].say(text);
                 parts.extend(self.voices[choice].end());
                 let said = Said { parts, ..Said::default() };
@@ -98,6 +99,7 @@ impl Running {
             }
             Event::Failed(failure) => {
                 self.close(choice);
+                self.counted.failed(failure.kind);
                 Some(Next::Failed(failure))
             }
         }
@@ -148,6 +150,7 @@ impl Running {
         }
         if self.first_by.as_mut().is_some_and(|late| late.as_mut().poll(cx).is_ready()) {
             self.abandon();
+            self.counted.failed(FailureKind::Deadline);
             let message = "no token came within the time that weir.ttft_ms allows".into();
             return Poll::Ready((0, Event::Failed(Failure { kind: FailureKind::Deadline, message })));
         }

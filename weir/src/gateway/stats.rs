@@ -1,11 +1,12 @@
 //! What goes through the gateway, counted: for whoever watches.
+use crate::telemetry::Served;
 use serde_json::{Value, json};
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::time::Instant;
-use weir_scheduler::Priority;
+use weir_scheduler::{FailureKind, Priority, Usage};
 
 /// Times are of the last minute, and of at most so many requests.
 const RECENT: Duration = Duration::from_secs(60);
@@ -82,13 +83,34 @@ pub(super) struct Counted {
     priority: Priority,
     arrived: Instant,
     begun: bool,
+    served: Option<Served>,
 }
 
 impl Counted {
     /// A request that arrived then.
     pub(super) fn new(stats: &Arc<Stats>, priority: Priority, arrived: Instant) -> Counted {
         stats.waiting[priority as usize].fetch_add(1, Ordering::Relaxed);
-        Counted { stats: stats.clone(), priority, arrived, begun: false }
+        Counted { stats: stats.clone(), priority, arrived, begun: false, served: None }
+    }
+
+    /// The same, and telemetry hears of it.
+    pub(super) fn told(mut self, served: Served) -> Counted {
+        self.served = Some(served);
+        self
+    }
+
+    /// An answer is whole.
+    pub(super) fn finished(&self, usage: &Usage) {
+        if let Some(served) = &self.served {
+            served.finished(usage.prompt_tokens, usage.output_tokens);
+        }
+    }
+
+    /// An answer won't come.
+    pub(super) fn failed(&self, kind: FailureKind) {
+        if let Some(served) = &self.served {
+            served.failed(kind);
+        }
     }
 
     /// A token came.
@@ -109,6 +131,9 @@ impl Counted {
         if !std::mem::replace(&mut self.begun, true) {
             self.stats.waiting[self.priority as usize].fetch_sub(1, Ordering::Relaxed);
             self.stats.running.fetch_add(1, Ordering::Relaxed);
+            if let Some(served) = &self.served {
+                served.first();
+            }
             let now = Instant::now();
             self.stats.times().to_first.add(now, now.duration_since(self.arrived));
         }

@@ -1,0 +1,101 @@
+#!/bin/sh
+# What the chart and the compose file do, on one machine without containers: a scheduler, three nodes and a client, each in
+# a network namespace of its own, on one bridge. As root:
+#
+#     deploy/namespaces.sh [WEIR]        the program; target/release/weir where none is named
+#
+# It leaves nothing behind. Each scheduler has its own state, so there is one replica.
+set -eu
+
+weir=$(realpath "${1:-target/release/weir}")
+[ -x "$weir" ] || { echo "there is no $weir: cargo build --release" >&2; exit 1; }
+[ "$(id -u)" = 0 ] || { echo "namespaces need root" >&2; exit 1; }
+folder=$(mktemp -d)
+bridge=weir$$
+pids=""
+
+leave() {
+    code=$?
+    for pid in $pids; do kill "$pid" 2>/dev/null || true; done
+    wait 2>/dev/null || true
+    for name in s a b c client; do ip netns delete "$bridge-$name" 2>/dev/null || true; done
+    ip link delete "$bridge" 2>/dev/null || true
+    [ "$code" = 0 ] || tail -n 20 "$folder"/*.log >&2
+    rm -rf "$folder"
+}
+trap leave EXIT
+trap 'exit 1' INT TERM
+
+within() { name=$1; shift; ip netns exec "$bridge-$name" "$@"; }
+
+start() {
+    name=$1; shift
+    mkdir -p "$folder/$name"
+    # exec: so that the program is the child, and can be killed.
+    (cd "$folder/$name" && exec ip netns exec "$bridge-$name" env XDG_CONFIG_HOME="$folder/$name" "$@") >"$folder/$name.out" 2>"$folder/$name.log" &
+    pids="$pids $!"
+    eval "pid_$name=$!"
+}
+
+until_true() {
+    what=$1; shift
+    tries=0
+    until "$@"; do
+        tries=$((tries + 1))
+        [ "$tries" -lt 200 ] || { echo "$what did not come" >&2; exit 1; }
+        sleep 0.2
+    done
+    echo "ok: $what"
+}
+
+ip link add "$bridge" type bridge
+ip addr add 10.99.7.254/24 dev "$bridge"
+ip link set "$bridge" up
+at=1
+for name in s a b c client; do
+    ip netns add "$bridge-$name"
+    ip link add "v$at$bridge" type veth peer name eth0 netns "$bridge-$name"
+    ip link set "v$at$bridge" master "$bridge" up
+    within "$name" ip addr add "10.99.7.$at/24" dev eth0
+    within "$name" ip link set eth0 up
+    within "$name" ip link set lo up
+    at=$((at + 1))
+done
+
+key=$(od -An -N16 -tx1 /dev/urandom | tr -d ' \n')
+start s env WEIR_API_KEY="$key" "$weir" --log-format json serve --no-node --no-lan \
+    --http 10.99.7.1:8484 --insecure-http --listen 10.99.7.1:8484 --metrics 10.99.7.1:9464 --state "$folder/state"
+metrics() { within client curl -sf "http://$1:9464/metrics"; }
+scheduler_is_up() { metrics 10.99.7.1 >/dev/null; }
+until_true "the scheduler tells /metrics" scheduler_is_up
+
+link=$(within s env XDG_CONFIG_HOME="$folder" "$weir" link --state "$folder/state" --uses 3)
+at=2
+for name in a b c; do
+    start "$name" "$weir" --log-format json join "$link" --name "$name" --model null:step_us=10000,vocab=1000 \
+        --metrics "10.99.7.$at:9464" --state "$folder/node-$name"
+    at=$((at + 1))
+done
+three_nodes() { metrics 10.99.7.1 | grep -q '^weir_nodes 3$'; }
+until_true "three nodes are connected" three_nodes
+
+ask() {
+    within client curl -sf -m 60 -H "authorization: Bearer $key" -H 'content-type: application/json' \
+        -d "{\"model\":\"null\",\"prompt\":\"x\",\"max_tokens\":$1}" http://10.99.7.1:8484/v1/completions
+}
+ask 5 | grep -q '"completion_tokens":5' && echo "ok: the client is answered"
+[ "$(within client curl -s -o /dev/null -w '%{http_code}' http://10.99.7.1:8484/v1/models)" = 401 ] && echo "ok: not without a key"
+
+ask 300 >"$folder/long" &
+long=$!
+busy() {
+    node=$(metrics 10.99.7.1 | sed -n 's/^weir_node_running{node="\([abc]\)".*} 1$/\1/p' | head -n 1)
+    [ -n "$node" ]
+}
+until_true "a node is at work" busy
+eval "kill -KILL \$pid_$node"
+wait "$long"
+grep -q '"completion_tokens":300' "$folder/long" && echo "ok: node $node was killed, another went on"
+failed_over() { metrics 10.99.7.1 | grep -q "^weir_failovers_total{node=\"$node\""; }
+until_true "the metrics say so" failed_over
+echo "all is well"
