@@ -212,9 +212,13 @@ fn check_metrics(house: &House, survivor: &str) {
         assert!(own["weir_engine_tokens_total{model=\"null\"}"] > 10.0, "{own:?}");
         assert_eq!(Connection::open(at, "GET", "/", "").unwrap().reply().unwrap().status, 404);
     }
-    let sent = house.collector.bodies("/v1/metrics");
-    let names = |body: &[u8]| String::from_utf8_lossy(body).contains("gen_ai.server.request.duration");
-    assert!(sent.iter().any(|body| names(body)), "{} times", sent.len());
+    // They are sent now and then.
+    let is_sent = |body: &Vec<u8>| String::from_utf8_lossy(body).contains("gen_ai.server.request.duration");
+    let end = Instant::now() + Duration::from_secs(20);
+    while !house.collector.bodies("/v1/metrics").iter().any(is_sent) {
+        assert!(Instant::now() < end, "{} times", house.collector.bodies("/v1/metrics").len());
+        std::thread::sleep(Duration::from_millis(50));
+    }
 }
 
 /// Nothing that was said is told: not to the collector, not in a log line. Lines about a request carry its trace.
