@@ -5,7 +5,8 @@
 //! to the product; so a step needs nothing of the one before it but its output, and loads its first weights before that
 //! is there. A token's bits don't depend on the batch: up to 32 columns (`few.cu`) a warp takes a segment of a tile row
 //! straight into registers, beyond (`wide.cu`) a thread block shares tiles of 128 by 128 through shared memory, and both do
-//! the same arithmetic (`gemm.cu`) in the same order.
+//! the same arithmetic (`gemm.cu`) in the same order. Prompts have an arithmetic of their own, in bf16 (`prompt.cu`), wherever no
+//! matrix is f16 or f32.
 //!
 //! The `.cu` files are templates; `kernels.rs` writes the instances for the model's shapes and has NVRTC compile them.
 //! `emulate.cpp` lets the same sources run on a processor, a fiber a thread, each kernel begun before the one ahead of it
