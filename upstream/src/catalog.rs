@@ -204,6 +204,9 @@ pub struct Entry {
     /// Fields of requests that it refuses: they are left out.
     #[serde(default)]
     pub refuses: Vec<String>,
+    /// The day (`2026-10-21`) that the prices of its models are from.
+    #[serde(default)]
+    pub priced: Option<String>,
     /// Its models: those of the catalog's row where none; those that it tells of, where it is our own.
     #[serde(default)]
     pub models: Vec<ModelEntry>,
@@ -244,6 +247,8 @@ pub struct Provider {
     pub prefill: Prefill,
     /// Its models; those that it tells of are further ones, where it is our own and the list is empty.
     pub models: Vec<Model>,
+    /// The day that prices of its models are from which nobody here has named, where there are any.
+    pub priced: Option<String>,
     /// Requests that it is sent at once, at most.
     pub slots: u32,
     /// What its owner says of it.
@@ -397,6 +402,7 @@ impl Catalog {
             stream_options: entry.stream_options.or(row.stream_options).unwrap_or(true),
             refuses: entry.refuses.iter().chain(&row.refuses).cloned().collect(),
             prefill: entry.prefill.or(row.prefill).unwrap_or_default(),
+            priced: priced(entry, row),
             slots: entry.slots.or(row.slots).unwrap_or(SLOTS).max(1),
             labels: entry.labels.iter().map(|(name, value)| (name.clone(), value.clone())).collect(),
             name,
@@ -411,6 +417,13 @@ fn usual_address(engine: Engine) -> &'static str {
         Engine::LlamaServer => "http://127.0.0.1:8080",
         Engine::Ollama => "http://127.0.0.1:11434",
     }
+}
+
+/// The day of the prices, unless the entry names all of them itself.
+fn priced(entry: &Entry, row: &Entry) -> Option<String> {
+    let described = |model: &ModelEntry| matches!(model, ModelEntry::Described(_));
+    let own = !entry.models.is_empty() && entry.models.iter().all(described);
+    if own { entry.priced.clone() } else { row.priced.clone() }
 }
 
 /// The models of an entry, completed by its row's.
@@ -472,6 +485,12 @@ mod tests {
         let claude = catalog.resolve(&entry("name = 'anthropic'")).unwrap();
         assert_eq!((claude.dialect, claude.auth), (Dialect::Anthropic, Auth::XApiKey));
         assert!(claude.models.iter().all(|m| m.usd_per_mtok.is_some()));
+        for row in catalog.rows().iter().filter(|row| !row.models.is_empty()) {
+            let day = row.priced.as_deref().unwrap_or_default();
+            let parts: Vec<usize> =
+                day.split('-').map(|part| part.parse::<u32>().map_or(0, |_| part.len())).collect();
+            assert_eq!(parts, [4, 2, 2], "the prices of {} are from `{day}`", row.name);
+        }
     }
 
     #[test]
@@ -501,6 +520,23 @@ mod tests {
         );
         let two = [entry("name = 'openai'"), entry("name = 'openai'")];
         assert_eq!(catalog.resolve_all(&two), Err(CatalogError::Twice("openai".into())));
+    }
+
+    #[test]
+    fn own_prices_replace_the_rows() {
+        let catalog = Catalog::built_in().unwrap();
+        let resolve = |models: &str| catalog.resolve(&entry(&format!("name = 'openai'\n{models}"))).unwrap();
+        let day = resolve("").priced;
+        assert!(day.is_some());
+        let own = resolve(
+            "models = ['gpt-5', { name = 'gpt-5-mini', usd_per_mtok = { prompt = 0.3, output = 2.4 } }]",
+        );
+        let of =
+            |name: &str| own.models.iter().find(|m| m.name == name).and_then(|m| m.usd_per_mtok).unwrap();
+        assert_eq!((of("gpt-5").prompt, of("gpt-5-mini").prompt, of("gpt-5-mini").cached), (1.25, 0.3, None));
+        assert_eq!((own.models.len(), &own.priced), (2, &day), "those that aren't named aren't used");
+        let all = resolve("models = [{ name = 'gpt-5', usd_per_mtok = { prompt = 9.0, output = 9.0 } }]");
+        assert_eq!(all.priced, None, "all of them are its owner's");
     }
 
     #[test]

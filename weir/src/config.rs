@@ -278,6 +278,12 @@ impl Config {
         let providers = Catalog::built_in()?.resolve_all(&self.provider)?;
         let upstream = |provider: Provider| {
             let key = key_of(&provider)?;
+            if let Some(day) = &provider.priced {
+                tracing::info!(
+                    "{}: prices are from {day}; newer ones go into `models` of weir.toml",
+                    provider.name
+                );
+            }
             Ok(Upstream::new(provider, key, Times::default())?)
         };
         providers.into_iter().map(upstream).collect()
@@ -373,6 +379,9 @@ mod tests {
         };
         check("", Ok(0));
         check("[[provider]]\nname = 'openai'\nkey_file = 'HERE/key'", Ok(1));
+        let priced =
+            "models = ['gpt-5', { name = 'gpt-5-mini', usd_per_mtok = { prompt = 0.3, output = 2.4 } }]";
+        check(&format!("[[provider]]\nname = 'openai'\nkey_file = 'HERE/key'\n{priced}"), Ok(1));
         check("[[provider]]\nname = 'openai'\nkey_file = 'HERE/none'", Err("can't be read"));
         check(
             "[[provider]]\nname = 'openai'\nkey_env = 'WEIR_NO_SUCH_KEY'",
