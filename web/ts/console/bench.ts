@@ -54,6 +54,12 @@ const ENGINES: Record<string, (model: string) => Promise<Engine>> = {
   "wllama": wllama,
 };
 
+/** Engines that can't be measured here, and why: they read other files than these, and nobody has packed such files for a build. */
+const ABSENT: Record<string, string> = {
+  "transformers.js": "reads ONNX, not .gguf; no package has these models as ONNX",
+  "WebLLM": "reads models compiled for it, not .gguf; no package has these",
+};
+
 async function ours(model: string, device: "auto" | "gpu" | "cpu"): Promise<Engine> {
   const client = new Weir();
   const known = key();
@@ -203,6 +209,10 @@ async function setUp(): Promise<void> {
     const box = element("input", { type: "checkbox", value: name, checked: there && name !== "Weir, GPU", disabled: !there });
     const note = there ? {} : { textContent: "not part of this build" };
     at("engines").append(element("label", { className: "check" }, box, element("span", {}, name, element("small", note))));
+  }
+  for (const [name, why] of Object.entries(ABSENT)) {
+    const box = element("input", { type: "checkbox", value: name, disabled: true });
+    at("engines").append(element("label", { className: "check" }, box, element("span", {}, name, element("small", { textContent: why }))));
   }
   models = await shared();
   const select = at<HTMLSelectElement>("model");
