@@ -1,4 +1,5 @@
 //! Benches, and the comparison with peers on the same files, the same threads, in the same run.
+pub mod gateways;
 pub mod load;
 pub mod machine;
 pub mod ours;

@@ -29,7 +29,13 @@ impl Load {
 
 /// `POST path` with a JSON body, on a connection that is kept.
 pub fn request(path: &str, body: &str) -> Vec<u8> {
-    let head = format!("POST {path} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n");
+    request_with(path, "", body)
+}
+
+/// The same with further headers, each ended by `\r\n`.
+pub fn request_with(path: &str, headers: &str, body: &str) -> Vec<u8> {
+    let head =
+        format!("POST {path} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n{headers}");
     format!("{head}content-length: {}\r\n\r\n{body}", body.len()).into_bytes()
 }
 

@@ -27,13 +27,14 @@ cargo xtask bench cuda [MODEL...] decoding, batches and prefilling of the usual 
 cargo xtask bench wgpu [FLAGS]    decoding and prefilling on a GPU, beside its bandwidth; FLAGS: see --help
 cargo xtask bench speculation     what guessing the next tokens is worth, on any device; FLAGS: see --help
 cargo xtask bench gateway         what a request's way through the gateway costs, beside smg; FLAGS: see --help
+cargo xtask bench spill           what a request costs that is sent on to a provider, beside litellm and portkey; FLAGS: see --help
 cargo xtask golden                makes the golden logits again (needs cmake and libclang, as `bench cpu` does)
 cargo xtask sim [--seeds N]       the scheduler under virtual time: N seeds of faults, placement and what it costs
 cargo xtask telemetry             a real Prometheus and Phoenix look at a cluster: every panel, alert and span
 cargo xtask deploy                writes the dashboards, checks the chart, the compose file, units and alert rules
 cargo xtask web                   the browser's engine and SDK, in web/dist, and the gateway's pages, in web/site
 cargo xtask web test              the same, and its tests in Chromium
-cargo xtask fuzz [TARGET] [SECONDS] fuzzes what reads model files (reader), frames (frames), policies (policies)";
+cargo xtask fuzz [TARGET] [SECONDS] fuzzes what reads model files (reader), frames, policies, providers' streams (streams)";
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -56,6 +57,7 @@ fn dispatch(arguments: &[String]) -> Result<()> {
         ["bench", "wgpu", rest @ ..] => peers::bench_plain("wgpu", rest),
         ["bench", "speculation", rest @ ..] => peers::bench_plain("speculation", rest),
         ["bench", "gateway", rest @ ..] => gateway::bench(rest),
+        ["bench", "spill", rest @ ..] => gateway::bench_spill(rest),
         ["bench", "cpu", rest @ ..] => peers::bench_cpu(rest),
         ["golden"] => peers::golden(),
         ["telemetry"] => telemetry::run(),

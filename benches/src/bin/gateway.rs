@@ -4,14 +4,17 @@
 //! steps cost nothing, and are reached over QUIC. Upstream and nodes are in this process, as is the load tool. What is
 //! printed as added is the time through the gateway less the time straight to the upstream.
 use anyhow::{Context as _, Result, bail, ensure};
-use std::net::{SocketAddr, TcpListener, UdpSocket};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::Command;
 use std::time::{Duration, Instant};
 use tokio::runtime::Runtime;
 use weir_backends::load::LoadOptions;
 use weir_backends::null::Null;
-use weir_benches::load::{self, Load};
+use weir_benches::gateways::{
+    CONNECTIONS, Figures, Gateway, UP, free, print_table, ready, resident_bytes, started,
+};
+use weir_benches::load;
 use weir_node::{Credentials, Machine, Resident, Stock, Worker};
 use weir_transport::{Dialer, Identity, JoinLink};
 
@@ -21,8 +24,6 @@ PROGRAM is a release build of weir; the peer is smg";
 
 /// Requests after which memory is read.
 const MANY: usize = 100_000;
-/// For a program to be up.
-const UP: Duration = Duration::from_secs(60);
 /// Streamed tokens a second that must be held, and for how many tokens.
 const TOKENS_PER_S: f64 = 50.0;
 const TOKENS: usize = 1000;
@@ -71,54 +72,6 @@ fn main() -> Result<()> {
     if missed.is_empty() { Ok(()) } else { bail!("missed: {}", missed.join("; ")) }
 }
 
-/// A program under test, killed when dropped.
-struct Gateway {
-    name: &'static str,
-    address: SocketAddr,
-    child: Child,
-    _folder: tempfile::TempDir,
-}
-
-impl Drop for Gateway {
-    fn drop(&mut self) {
-        // It may have ended by itself.
-        _ = self.child.kill();
-        _ = self.child.wait();
-    }
-}
-
-/// A loopback address whose port is free, for TCP and for UDP.
-fn free() -> Result<SocketAddr> {
-    loop {
-        let address = TcpListener::bind("127.0.0.1:0")?.local_addr()?;
-        if UdpSocket::bind(address).is_ok() {
-            return Ok(address);
-        }
-    }
-}
-
-fn started(name: &'static str, command: &mut Command, address: SocketAddr) -> Result<Gateway> {
-    let folder = tempfile::tempdir()?;
-    let log = || std::fs::File::create(folder.path().join("log"));
-    let child = command.current_dir(folder.path()).stdin(Stdio::null()).stdout(log()?).stderr(Stdio::null());
-    let child = child.spawn().with_context(|| format!("can't start {name}"))?;
-    Ok(Gateway { name, address, child, _folder: folder })
-}
-
-/// Waits until it answers a request.
-fn ready(gateway: &mut Gateway, request: &[u8]) -> Result<()> {
-    let end = Instant::now() + UP;
-    loop {
-        let answered = load::connect(gateway.address).and_then(|mut c| load::exchange(&mut c, request));
-        let Err(error) = answered else { return Ok(()) };
-        if let Some(status) = gateway.child.try_wait()? {
-            bail!("{} ended: {status}", gateway.name);
-        }
-        ensure!(Instant::now() < end, "{} doesn't answer: {error:#}", gateway.name);
-        std::thread::sleep(Duration::from_millis(50));
-    }
-}
-
 /// Our scheduler and gateway as a process, with nodes of this process that have joined it.
 fn weir(program: &Path, runtime: &Runtime, nodes: usize, null: &Null, slots: u32) -> Result<Gateway> {
     let (http, listen, state) = (free()?, free()?, tempfile::tempdir()?);
@@ -154,7 +107,7 @@ fn weir(program: &Path, runtime: &Runtime, nodes: usize, null: &Null, slots: u32
         });
     }
     ready(&mut gateway, &ask(1, false))?;
-    gateway._folder = state;
+    gateway.folders.push(state);
     Ok(gateway)
 }
 
@@ -176,35 +129,6 @@ fn ask(tokens: usize, stream: bool) -> Vec<u8> {
     load::request("/v1/chat/completions", &body)
 }
 
-/// Figures of one gateway, or of the upstream alone: a load a round, for 1 and for 64 connections.
-#[derive(Default)]
-struct Figures {
-    rounds: [Vec<Load>; 2],
-}
-
-const CONNECTIONS: [usize; 2] = [1, 64];
-
-impl Figures {
-    fn measure(&mut self, to: SocketAddr, options: &Options) -> Result<()> {
-        for (connections, rounds) in CONNECTIONS.into_iter().zip(&mut self.rounds) {
-            let count = if connections == 1 { options.requests / 4 } else { options.requests };
-            rounds.push(load::run(to, &ask(1, false), connections, count)?);
-        }
-        Ok(())
-    }
-
-    /// The median over the rounds.
-    fn median(&self, which: usize, figure: impl Fn(&Load) -> f64) -> f64 {
-        let mut all: Vec<f64> = self.rounds[which].iter().map(figure).collect();
-        all.sort_by(f64::total_cmp);
-        all.get(all.len() / 2).copied().unwrap_or(f64::NAN)
-    }
-
-    fn percentile_us(&self, which: usize, percent: usize) -> f64 {
-        self.median(which, |load| load.percentile(percent).as_secs_f64() * 1e6)
-    }
-}
-
 /// Returns what was missed.
 fn beside_the_peer(options: &Options, memory: bool) -> Result<Vec<String>> {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
@@ -215,27 +139,12 @@ fn beside_the_peer(options: &Options, memory: bool) -> Result<Vec<String>> {
     let (mut direct, mut figures) = (Figures::default(), Vec::new());
     figures.resize_with(gateways.len(), Figures::default);
     for _ in 0..options.rounds {
-        direct.measure(upstream, options)?;
+        direct.measure(upstream, &ask(1, false), options.requests)?;
         for (gateway, figures) in gateways.iter().zip(&mut figures) {
-            figures.measure(gateway.address, options)?;
+            figures.measure(gateway.address, &ask(1, false), options.requests)?;
         }
     }
-    println!(
-        "{:<10}{:>12}{:>12}{:>12}{:>14}{:>14}{:>14}",
-        "", "CONNECTIONS", "p50 us", "p99 us", "ADDED p50 us", "ADDED p99 us", "REQUESTS/s"
-    );
-    let rows = [("upstream", &direct)].into_iter().chain(gateways.iter().map(|g| g.name).zip(&figures));
-    for (name, row) in rows {
-        for (which, connections) in CONNECTIONS.into_iter().enumerate() {
-            let (p50, p99) = (row.percentile_us(which, 50), row.percentile_us(which, 99));
-            let added = [p50 - direct.percentile_us(which, 50), p99 - direct.percentile_us(which, 99)];
-            let rate = row.median(which, |load| load.requests_per_s);
-            println!(
-                "{name:<10}{connections:>12}{p50:>12.0}{p99:>12.0}{:>14.0}{:>14.0}{rate:>14.0}",
-                added[0], added[1]
-            );
-        }
-    }
+    print_table(&direct, gateways.iter().map(|g| g.name).zip(&figures));
     let mut missed = compare(&direct, &figures);
     if memory {
         missed.extend(compare_memory(&gateways, options)?);
@@ -285,16 +194,6 @@ fn compare_memory(gateways: &[&Gateway], options: &Options) -> Result<Vec<String
         [peer, ours] if ours > peer => vec![format!("memory: {ours} bytes, the peer has {peer}")],
         _ => Vec::new(),
     })
-}
-
-/// Of a process and its children.
-fn resident_bytes(process: u32) -> u64 {
-    let read = |file: &str| std::fs::read_to_string(format!("/proc/{process}/{file}")).unwrap_or_default();
-    let status = read("status");
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap_or_default();
-    let own = line.split_whitespace().next().and_then(|kib| kib.parse::<u64>().ok()).unwrap_or(0) << 10;
-    let children = read(&format!("task/{process}/children"));
-    own + children.split_whitespace().filter_map(|c| c.parse().ok()).map(resident_bytes).sum::<u64>()
 }
 
 /// Many streams at once, each to be held at a pace.
