@@ -59,7 +59,8 @@ pub fn test() -> Result<()> {
     let mut tests = program("node");
     // With the pages in it.
     check(&mut cargo(&["build", "--quiet", "--package", "weir", "--bin", "weir"]))?;
-    let files = ["remote", "store", "join", "console", "examples", "engine"].map(|name| format!("test/{name}.test.mjs"));
+    let files = ["remote", "store", "join", "console", "examples", "engine"]
+        .map(|name| format!("test/{name}.test.mjs"));
     tests.current_dir(&folder).args(["--test", "--test-reporter=spec"]).args(files);
     tests.env("WEIR_TEST_BROWSER", browser).env("WEIR_TEST_MODELS", models::folder()?).env("CI", "true");
     let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from);

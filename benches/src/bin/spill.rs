@@ -8,7 +8,9 @@ use anyhow::{Context as _, Result, bail, ensure};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::Command;
-use weir_benches::gateways::{CONNECTIONS, Figures, Gateway, free, print_table, ready, resident_bytes, started};
+use weir_benches::gateways::{
+    CONNECTIONS, Figures, Gateway, free, print_table, ready, resident_bytes, started,
+};
 use weir_benches::load;
 
 const HELP: &str = "\
@@ -29,8 +31,14 @@ struct Options {
 
 fn main() -> Result<()> {
     let mut words = std::env::args().skip(1);
-    let mut options =
-        Options { weir: PathBuf::new(), litellm: None, portkey: None, rounds: 5, requests: 20_000, many: 100_000 };
+    let mut options = Options {
+        weir: PathBuf::new(),
+        litellm: None,
+        portkey: None,
+        rounds: 5,
+        requests: 20_000,
+        many: 100_000,
+    };
     while let Some(word) = words.next() {
         let mut value = || words.next().with_context(|| format!("{word} needs a value"));
         match word.as_str() {
@@ -119,8 +127,9 @@ fn weir(upstream: SocketAddr, options: &Options) -> Result<Entrant> {
     std::fs::write(&key, "sk-bench")?;
     let prices = "usd_per_mtok = { prompt = 0.1, output = 0.4 }";
     let models = format!("models = [{{ name = \"null\", context = 4096, {prices} }}]");
-    let text =
-        format!("[[provider]]\nname = \"bench\"\nurl = \"http://{upstream}\"\nkey_file = {key:?}\nslots = 256\n{models}\n");
+    let text = format!(
+        "[[provider]]\nname = \"bench\"\nurl = \"http://{upstream}\"\nkey_file = {key:?}\nslots = 256\n{models}\n"
+    );
     std::fs::write(&config, text)?;
     let mut serve = Command::new(&options.weir);
     serve.args(["serve", "--no-node", "--policy", "spill-when-busy", "--http", &http.to_string()]);
@@ -134,7 +143,10 @@ fn litellm(program: &std::path::Path, upstream: SocketAddr, options: &Options) -
     let (http, folder) = (free()?, tempfile::tempdir()?);
     let config = folder.path().join("config.yaml");
     let parameters = format!("{{model: openai/null, api_base: \"http://{upstream}/v1\", api_key: x}}");
-    std::fs::write(&config, format!("model_list:\n  - model_name: bench/null\n    litellm_params: {parameters}\n"))?;
+    std::fs::write(
+        &config,
+        format!("model_list:\n  - model_name: bench/null\n    litellm_params: {parameters}\n"),
+    )?;
     let mut command = Command::new(program);
     command.arg("--config").arg(&config).args(["--host", "127.0.0.1", "--port", &http.port().to_string()]);
     // Ours asks for no key on loopback either.
