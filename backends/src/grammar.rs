@@ -2,7 +2,7 @@
 //!
 //! A grammar is text in llguidance's dialect of Lark, with JSON schemas in it as `%json {...}`. It may come from anybody, so
 //! everything about it is bounded: its bytes and nesting ([`check`]), what compiling it may cost, and what each mask may
-//! ([`limits`]; a mask that would cost more fails its request). It is compiled off the engine's thread; masks, which
+//! (`masks.rs`; a mask that would cost more fails its request). It is compiled off the engine's thread; masks, which
 //! take some 50 us and at worst a few milliseconds, are computed on it.
 //!
 //! A mask is a function of the grammar and the output's tokens alone, and tokens are drawn under it by the sampling rule, so a
