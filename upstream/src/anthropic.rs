@@ -42,10 +42,33 @@ pub(crate) struct Translated {
     pub owed: String,
 }
 
+/// A field of a piece: Anthropic's signature of what the model thought, for clients that speak its API.
+pub const THINKING_SIGNATURE: &str = "thinking_signature";
+/// A field of a piece: thoughts that Anthropic shows to nobody.
+pub const REDACTED_THINKING: &str = "redacted_thinking";
+/// A field of a piece: the stop sequence at which the answer has ended.
+pub const STOP_SEQUENCE: &str = "stop_sequence";
+
+/// A request that came in Anthropic's form goes as it came.
+fn as_it_came(ask: &Ask<'_>, native: &Map<String, Value>) -> Translated {
+    let mut body = native.clone();
+    body.insert("model".into(), ask.model.into());
+    body.insert("max_tokens".into(), ask.max_tokens.into());
+    body.insert("stream".into(), true.into());
+    let trimmed = ask.so_far.trim_end();
+    if let Some(Value::Array(messages)) = body.get_mut("messages").filter(|_| !trimmed.is_empty()) {
+        messages.push(json!({ "role": "assistant", "content": trimmed }));
+    }
+    Translated { body, json: false, owed: ask.so_far[trimmed.len()..].to_owned() }
+}
+
 /// The body of a request; or what can't be translated, for its sender.
 pub(crate) fn request(ask: &Ask<'_>) -> Result<Translated, String> {
-    if ask.api == Api::Completion {
-        return Err("only chats can be asked for, not plain completions".into());
+    if ask.api != Api::Chat {
+        return Err("only chats can be asked for, not plain completions or embeddings".into());
+    }
+    if let Some(native) = ask.native {
+        return Ok(as_it_came(ask, native));
     }
     let left_out = |name: &str| ENVELOPE.contains(&name) || LEFT_OUT.contains(&name);
     let kept = ask.fields.iter().filter(|(name, _)| !left_out(name));
@@ -231,6 +254,8 @@ fn tools(fields: &Map<String, Value>, body: &mut Map<String, Value>) -> Result<b
 pub(crate) struct Reader {
     /// The arguments of [`JSON_TOOL`] are the answer's text.
     json: bool,
+    /// Whoever asked speaks Anthropic's API: what only that has is told, too.
+    native: bool,
     /// Tool calls so far.
     calls: u32,
     usage: Usage,
@@ -238,8 +263,8 @@ pub(crate) struct Reader {
 
 impl Reader {
     /// With `json`, the answer's text is what [`JSON_TOOL`] is given.
-    pub fn new(json: bool) -> Reader {
-        Reader { json, ..Reader::default() }
+    pub fn new(json: bool, native: bool) -> Reader {
+        Reader { json, native, ..Reader::default() }
     }
 
     pub fn take(&mut self, data: &str, told: &mut Told) -> Result<(), Fault> {
@@ -261,7 +286,8 @@ impl Reader {
                 if let Some(reason) = event.pointer("/delta/stop_reason").and_then(Value::as_str) {
                     told.finish = Some(self.finish(reason));
                 }
-                None
+                let sequence = event.pointer("/delta/stop_sequence").and_then(Value::as_str);
+                sequence.and_then(|sequence| self.only_native(STOP_SEQUENCE, sequence))
             }
             "message_stop" if told.finish.is_none() => {
                 return Err(Fault::Nonsense("an end without a reason".into()));
@@ -288,8 +314,15 @@ impl Reader {
                 let function = json!({ "name": block.get("name"), "arguments": "" });
                 Some(self.call(json!({ "id": block.get("id"), "type": "function", "function": function })))
             }
+            "redacted_thinking" => self.only_native(REDACTED_THINKING, block.get("data")?.as_str()?),
             _ => None,
         }
+    }
+
+    /// What only clients that speak Anthropic's API understand.
+    fn only_native(&self, name: &str, value: &str) -> Option<Piece> {
+        let rest = Map::from_iter([(name.to_owned(), value.into())]);
+        self.native.then(|| Piece { rest, ..Piece::default() })
     }
 
     fn delta(&self, delta: Option<&Value>) -> Option<Piece> {
@@ -307,6 +340,7 @@ impl Reader {
                 rest.insert("reasoning_content".into(), field("thinking")?.into());
                 Some(Piece { rest, ..Piece::default() })
             }
+            "signature_delta" => self.only_native(THINKING_SIGNATURE, field("signature")?),
             _ => None,
         }
     }
@@ -361,6 +395,7 @@ mod tests {
         request(&Ask {
             api,
             fields: &fields,
+            native: None,
             model: "claude",
             max_tokens: 9,
             so_far,
@@ -433,7 +468,7 @@ mod tests {
     }
 
     fn read(json: bool, events: &[Value]) -> Result<Told, ()> {
-        let (mut reader, mut told) = (Reader::new(json), Told::default());
+        let (mut reader, mut told) = (Reader::new(json, false), Told::default());
         events.iter().try_for_each(|event| reader.take(&event.to_string(), &mut told).map_err(|_| ()))?;
         Ok(told)
     }

@@ -2,13 +2,15 @@
 use serde_json::{Map, Value};
 use std::time::Instant;
 
-/// By which of OpenAI's two forms a conversation came.
+/// In which of OpenAI's forms a request came.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Api {
     /// `/v1/chat/completions`: `messages`.
     Chat,
     /// `/v1/completions`: `prompt`.
     Completion,
+    /// `/v1/embeddings`: `input`. The answer is one piece with [`crate::EMBEDDINGS`].
+    Embedding,
 }
 
 /// A request to one model of an upstream.
@@ -19,6 +21,8 @@ pub struct Ask<'a> {
     /// The request's fields as its client sent them. Those that say how it is answered (`model`, `stream`, `n`, limits,
     /// `weir`) don't count: what follows says it.
     pub fields: &'a Map<String, Value>,
+    /// The same in Anthropic's form, where it came in that.
+    pub native: Option<&'a Map<String, Value>>,
     /// The provider's own name of the model.
     pub model: &'a str,
     /// Most tokens of output, those of `so_far` not counted.
@@ -54,6 +58,7 @@ pub fn estimate_tokens(fields: &Map<String, Value>) -> u32 {
         tokens += message.get("tool_calls").map_or(0, of_value);
     }
     tokens += fields.get("prompt").map_or(0, of_value);
+    tokens += fields.get("input").map_or(0, of_value);
     tokens += fields.get("tools").map_or(0, of_value);
     tokens += fields.get("response_format").map_or(0, of_value);
     u32::try_from(tokens).unwrap_or(u32::MAX)

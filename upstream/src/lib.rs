@@ -25,6 +25,7 @@ mod upstream;
 
 pub use address::Address;
 pub use answer::{Answer, Cost, End, Finish, Piece, Usage, merge_delta};
+pub use anthropic::{REDACTED_THINKING, STOP_SEQUENCE, THINKING_SIGNATURE};
 pub use ask::{Api, Ask, estimate_tokens};
 pub use catalog::{
     Auth, Catalog, CatalogError, Dialect, Engine, Entry, Model, ModelEntry, Prefill, Prices, Provider, Whose,
@@ -33,5 +34,6 @@ pub use connect::{Connection, Connector};
 pub use discover::{Found, Queue};
 pub use error::UpstreamError;
 pub use limiter::Limiter;
+pub use openai::EMBEDDINGS;
 pub use secret::Secret;
 pub use upstream::{Times, Upstream};

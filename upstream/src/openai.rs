@@ -4,6 +4,9 @@ use crate::ask::{Api, Ask, ENVELOPE};
 use crate::catalog::{LengthField, Prefill, Provider};
 use serde_json::{Map, Value, json};
 
+/// A field of a piece: embeddings, as OpenAI's `data`.
+pub const EMBEDDINGS: &str = "embeddings";
+
 /// The path of a request below the version, and its body.
 pub(crate) fn request(
     provider: &Provider,
@@ -15,6 +18,9 @@ pub(crate) fn request(
     let kept = ask.fields.iter().filter(|(name, _)| !left_out(name));
     let mut body: Map<String, Value> = kept.map(|(name, value)| (name.clone(), value.clone())).collect();
     body.insert("model".into(), ask.model.into());
+    if ask.api == Api::Embedding {
+        return ("embeddings", body);
+    }
     body.insert("stream".into(), true.into());
     if provider.stream_options {
         body.insert("stream_options".into(), json!({ "include_usage": true }));
@@ -80,6 +86,23 @@ impl Reader {
             value.map_err(|error| Fault::Nonsense(format!("an event that is no JSON ({error})")))?,
             told,
         )
+    }
+
+    /// The whole of an answer with embeddings.
+    pub fn take_embeddings(value: Value, told: &mut Told) -> Result<(), Fault> {
+        let Value::Object(mut answer) = value else {
+            return Err(Fault::Nonsense("an answer that is no object".into()));
+        };
+        if let Some(error) = answer.remove("error").filter(|error| !error.is_null()) {
+            return Err(said(&error));
+        }
+        let data = answer.remove("data").filter(Value::is_array);
+        let data = data.ok_or_else(|| Fault::Nonsense("an answer without embeddings".into()))?;
+        told.usage = answer.get("usage").and_then(Value::as_object).map(read_usage);
+        let rest = Map::from_iter([(EMBEDDINGS.to_owned(), data)]);
+        told.pieces.push_back(Piece { rest, ..Piece::default() });
+        told.finish = Some(Finish::Stop);
+        Ok(())
     }
 
     /// A chunk, or the whole of an answer that isn't streamed.
@@ -224,6 +247,7 @@ mod tests {
         let ask = Ask {
             api,
             fields: &fields,
+            native: None,
             model: "m",
             max_tokens: 5,
             so_far,

@@ -1,7 +1,7 @@
 //! An upstream: a provider with its key, its connections and what is known of its limits.
 use crate::address::Address;
 use crate::answer::{Answer, Fault, Opening, Reader, Told};
-use crate::ask::{Ask, estimate_text, estimate_tokens};
+use crate::ask::{Api, Ask, estimate_text, estimate_tokens};
 use crate::catalog::{Auth, Dialect, Engine, Model, Prefill, Provider};
 use crate::discover::{self, Found, Queue};
 use crate::error::{UpstreamError, excerpt};
@@ -193,7 +193,9 @@ impl Upstream {
         }
         let reader = match self.inner.provider.dialect {
             Dialect::OpenAi => Reader::OpenAi(openai::Reader),
-            Dialect::Anthropic => Reader::Anthropic(anthropic::Reader::new(prepared.json)),
+            Dialect::Anthropic => {
+                Reader::Anthropic(anthropic::Reader::new(prepared.json, ask.native.is_some()))
+            }
         };
         let prices = model.usd_per_mtok.unwrap_or_default();
         let prompt_estimate = estimate_tokens(ask.fields).saturating_add(estimate_text(ask.so_far));
@@ -205,7 +207,11 @@ impl Upstream {
                 let body = reply.whole(WHOLE_BYTES_MAX, patience).await.map_err(silent)?;
                 let value = serde_json::from_slice(&body).map_err(|_| self.nonsense(&body))?;
                 let mut told = Told::default();
-                openai::Reader.take_value(value, &mut told).map_err(|fault| self.fault(fault))?;
+                let taken = match ask.api {
+                    Api::Embedding => openai::Reader::take_embeddings(value, &mut told),
+                    Api::Chat | Api::Completion => openai::Reader.take_value(value, &mut told),
+                };
+                taken.map_err(|fault| self.fault(fault))?;
                 told.done = told.finish.is_some();
                 if !told.done {
                     return Err(self.nonsense(&body));

@@ -11,17 +11,22 @@ mod body;
 mod caller;
 mod connection;
 mod console;
+mod embeddings;
 mod error;
 mod fields;
 mod files;
+mod form;
 mod grammar;
+mod messages;
 mod models;
 mod parts;
 mod prompt;
 mod request;
+mod responses;
 mod routes;
 mod running;
 mod stats;
+mod stopped;
 mod stream;
 mod tls;
 mod voice;
@@ -198,6 +203,7 @@ pub(crate) struct Shared {
     admin: Option<admin::Admin>,
     accounts: Option<Accounts>,
     files: files::Files,
+    responses: Arc<responses::Store>,
     requests: Arc<Semaphore>,
     stats: Arc<stats::Stats>,
     /// Who was refused what, as far as it was logged.
@@ -275,6 +281,7 @@ impl Gateway {
             admin: config.admin.map(admin::Admin::from),
             accounts: config.accounts,
             files: files::Files::new(config.files),
+            responses: Arc::default(),
             requests: Arc::new(Semaphore::new(config.limits.requests_max)),
             limits: config.limits,
             stats: Arc::default(),

@@ -62,6 +62,21 @@ const checks = {
     assert.equal(text, whole.choices[0].text);
   },
 
+  async responses() {
+    const common = { model, input: 'Name three colours.', max_output_tokens: 8, seed: 1 };
+    const whole = await client.responses.create(common);
+    assert(['completed', 'incomplete'].includes(whole.status) && whole.output_text.length > 0);
+    const stream = client.responses.stream(common);
+    let text = '';
+    stream.on('response.output_text.delta', (event) => { text += event.delta; });
+    const answer = await stream.finalResponse();
+    assert.equal(text, whole.output_text);
+    assert.equal(answer.output[0].content[0].text, text);
+    assert.equal(answer.usage.output_tokens, whole.usage.output_tokens);
+    const on = await client.responses.create({ ...common, input: 'More?', previous_response_id: whole.id });
+    assert(on.usage.input_tokens > whole.usage.input_tokens);
+  },
+
   async errors() {
     const refused = (promise, status, code) =>
       assert.rejects(promise, (error) => error instanceof OpenAI.APIError && error.status === status && error.code === code);

@@ -87,6 +87,28 @@ def extra_fields():
     assert answer.usage.completion_tokens <= 2
 
 
+def responses():
+    common = {"model": MODEL, "max_output_tokens": 8, "extra_body": {"seed": 1}}
+    answer = client.responses.create(**common, input="Name three colours.", instructions="Be brief.")
+    assert answer.status in ("completed", "incomplete") and answer.output_text, answer
+    assert answer.usage.total_tokens == answer.usage.input_tokens + answer.usage.output_tokens
+    assert answer.weir["nodes"], answer
+    with client.responses.stream(**common, input="Name three colours.", instructions="Be brief.") as stream:
+        kinds, text = [], ""
+        for event in stream:
+            kinds.append(event.type)
+            text += event.delta if event.type == "response.output_text.delta" else ""
+    assert text == answer.output_text, (text, answer)
+    assert kinds[0] == "response.created" and kinds[-1] == f"response.{answer.status}", kinds
+    on = client.responses.create(**common, input="And more?", previous_response_id=answer.id)
+    assert on.usage.input_tokens > answer.usage.input_tokens, on
+    assert client.responses.retrieve(answer.id).output_text == answer.output_text
+    client.responses.delete(answer.id)
+    create = client.responses.create
+    gone = {"input": "x", "previous_response_id": answer.id}
+    refused(openai.BadRequestError, "previous_response_not_found", lambda: create(**common, **gone))
+
+
 def refused(kind, code, work):
     try:
         work()
@@ -208,8 +230,8 @@ def tools():
 
 
 for check in (
-    models, chat, chat_streamed, stream_helper, several_with_logprobs, completions, extra_fields, errors, leaving_early,
-    at_once, structured, schemas, tools,
+    models, chat, chat_streamed, stream_helper, several_with_logprobs, completions, extra_fields, responses, errors,
+    leaving_early, at_once, structured, schemas, tools,
 ):
     began = time.monotonic()
     asyncio.run(check()) if asyncio.iscoroutinefunction(check) else check()

@@ -1,4 +1,4 @@
-//! The official OpenAI clients, unchanged, against a real `weir serve`.
+//! The official clients of OpenAI and Anthropic, unchanged, against a real `weir serve`.
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Mutex;
@@ -10,7 +10,9 @@ const KEY: &str = "sdk-test-key";
 fn python() {
     let Some(python) = python_client() else { return };
     each_model(|address, name| {
-        run(client(Command::new(&python).arg(sources().join("python/check.py")), address, name));
+        for script in ["python/check.py", "python/messages.py"] {
+            run(client(Command::new(&python).arg(sources().join(script)), address, name));
+        }
     });
 }
 
@@ -18,7 +20,29 @@ fn python() {
 fn javascript() {
     let Some(folder) = node_client() else { return };
     each_model(|address, name| {
-        run(client(Command::new("node").arg("check.mjs").current_dir(&folder), address, name));
+        for script in ["check.mjs", "messages.mjs"] {
+            run(client(Command::new("node").arg(script).current_dir(&folder), address, name));
+        }
+    });
+}
+
+/// LangChain and Vercel's AI SDK: large, so only `cargo xtask test --full` installs them.
+#[test]
+fn frameworks() {
+    if std::env::var_os("WEIR_TEST_FULL").is_none() {
+        eprintln!("SKIPPED: frameworks over the official clients: cargo xtask test --full runs them");
+        return;
+    }
+    let frameworks = sources().join("frameworks");
+    let (Some(python), Some(folder)) = (
+        python_environment("frameworks-python", &frameworks.join("requirements.txt")),
+        node_environment("frameworks-node", &frameworks, &["ai.mjs"]),
+    ) else {
+        return;
+    };
+    each_model(|address, name| {
+        run(client(Command::new(&python).arg(frameworks.join("langchain_check.py")), address, name));
+        run(client(Command::new("node").arg("ai.mjs").current_dir(&folder), address, name));
     });
 }
 
@@ -28,12 +52,13 @@ fn each_model(check: impl Fn(&str, &str)) {
     for path in [Some(PathBuf::from("null")), real].into_iter().flatten() {
         let serve = Serve::start(&["--model", path.to_str().expect("it is UTF-8")], &[("WEIR_API_KEY", KEY)]);
         let name = path.file_stem().and_then(|s| s.to_str()).expect("it has a name");
-        check(&format!("http://{}/v1", serve.address), name);
+        check(&format!("http://{}", serve.address), name);
     }
 }
 
 fn client<'a>(command: &'a mut Command, address: &str, name: &str) -> &'a mut Command {
-    command.env("OPENAI_BASE_URL", address).env("OPENAI_API_KEY", KEY).env("MODEL", name)
+    command.env("OPENAI_BASE_URL", format!("{address}/v1")).env("OPENAI_API_KEY", KEY);
+    command.env("ANTHROPIC_BASE_URL", address).env("ANTHROPIC_API_KEY", KEY).env("MODEL", name)
 }
 
 fn run(command: &mut Command) {
@@ -53,18 +78,22 @@ fn sources() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("sdk")
 }
 
-/// The interpreter of an environment that has the pinned client.
+/// The interpreter of an environment that has the pinned clients.
 fn python_client() -> Option<PathBuf> {
+    python_environment("python", &sources().join("python/requirements.txt"))
+}
+
+/// The interpreter of an environment that has what a file lists.
+fn python_environment(name: &str, requirements: &Path) -> Option<PathBuf> {
     if Command::new("python3")
         .args(["-c", "import venv, ensurepip"])
         .output()
         .is_ok_and(|o| o.status.success())
     {
-        let requirements = sources().join("python/requirements.txt");
-        let folder = prepared("python", &requirements, |folder| {
+        let folder = prepared(name, requirements, |folder| {
             run(Command::new("python3").args(["-m", "venv"]).arg(folder));
             let pip = folder.join("bin/pip");
-            run(Command::new(pip).args(["install", "--quiet", "--requirement"]).arg(&requirements));
+            run(Command::new(pip).args(["install", "--quiet", "--requirement"]).arg(requirements));
         });
         return Some(folder.join("bin/python"));
     }
@@ -72,14 +101,18 @@ fn python_client() -> Option<PathBuf> {
     None
 }
 
-/// A folder with the check and the pinned client.
+/// A folder with the checks and the pinned clients.
 fn node_client() -> Option<PathBuf> {
+    node_environment("node", &sources().join("node"), &["check.mjs", "messages.mjs"])
+}
+
+/// A folder with these scripts of `from`, and with what its package names.
+fn node_environment(name: &str, from: &Path, scripts: &[&str]) -> Option<PathBuf> {
     if Command::new("npm").arg("--version").output().is_ok_and(|o| o.status.success()) {
-        let lock = sources().join("node/package-lock.json");
         let copy = |name: &str, folder: &Path| {
-            std::fs::copy(sources().join("node").join(name), folder.join(name)).expect("a copy");
+            std::fs::copy(from.join(name), folder.join(name)).expect("a copy");
         };
-        let folder = prepared("node", &lock, |folder| {
+        let folder = prepared(name, &from.join("package-lock.json"), |folder| {
             std::fs::create_dir_all(folder).expect("a folder");
             copy("package.json", folder);
             copy("package-lock.json", folder);
@@ -87,7 +120,7 @@ fn node_client() -> Option<PathBuf> {
                 .args(["ci", "--ignore-scripts", "--no-audit", "--no-fund"])
                 .current_dir(folder));
         });
-        copy("check.mjs", &folder);
+        scripts.iter().for_each(|script| copy(script, &folder));
         return Some(folder);
     }
     skip("npm is missing: apt-get install -y nodejs npm");

@@ -40,6 +40,7 @@ fn ask<'a>(fields: &'a Map<String, Value>, so_far: &'a str) -> Ask<'a> {
     Ask {
         api: Api::Chat,
         fields,
+        native: None,
         model: "m",
         max_tokens: 100,
         so_far,

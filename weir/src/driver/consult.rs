@@ -44,12 +44,14 @@ impl Pump {
         }
         let left = ask.max_tokens.saturating_sub(ask.output.len() as u32).max(1);
         let traceparent = traceparent(ask.trace);
+        let so_far = format!("{}{}", talk.conversation.begun, talk.so_far);
         let question = Ask {
             api: talk.conversation.api,
             fields: &talk.conversation.fields,
             model,
             max_tokens: left,
-            so_far: &talk.so_far,
+            native: talk.conversation.native.as_ref(),
+            so_far: &so_far,
             seed: talk.conversation.seeded.then_some(ask.sampling.seed),
             traceparent: traceparent.as_deref(),
             first_by: ask.ttft.into_iter().chain(ask.deadline).min().map(|left| Instant::now() + left),

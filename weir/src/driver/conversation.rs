@@ -13,6 +13,10 @@ pub struct Conversation {
     pub api: Api,
     /// Its fields, unknown ones included.
     pub fields: Map<String, Value>,
+    /// The request in Anthropic's form, where it came in that: for upstreams that speak it.
+    pub native: Option<Map<String, Value>>,
+    /// The text with which the answer of a chat begins: its client has it.
+    pub begun: String,
     /// What it says, as models of our own want it; none where they can't be told.
     pub words: Option<Words>,
     /// The client gave a seed: then upstreams get one, too.
@@ -58,7 +62,10 @@ impl Talk {
                     return Err(format!("{} is told of tools in another way", model.name));
                 }
                 ask.stop.extend(template.stops().iter().map(|stop| (*stop).to_owned()));
-                template.prompt(tokenizer, messages, Some(tools)).map_err(|e| e.to_string())?
+                let prompt = template.prompt(tokenizer, messages, Some(tools));
+                let mut prompt = prompt.map_err(|e| e.to_string())?;
+                prompt.extend(tokenizer.encode(&self.conversation.begun, Special::AsText));
+                prompt
             }
             Some(Words::Text(text)) => tokenizer.encode_prompt(text, Special::Parse),
             None => return Err(format!("{} can't be asked for this", model.name)),

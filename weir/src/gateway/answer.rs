@@ -3,15 +3,18 @@ use super::Shared;
 use super::body::Body;
 use super::caller::Caller;
 use super::error::ApiError;
+use super::form::{self, Before, Form};
 use super::grammar;
 use super::models;
 use super::parts::{Gathered, Next};
 use super::prompt::{self, Encoded};
 use super::request::{Api, Request, choice_seed};
+use super::responses::Owner;
 use super::running::{Running, Total};
 use super::stats::Counted;
+use super::stopped::StopWatch;
 use super::stream::{Ends, EventStream, backstop};
-use super::write::{Label, Writer};
+use super::write::Label;
 use crate::driver::{Ask, Generation, ServedModel, Source};
 use crate::telemetry::Served;
 use bytes::BytesMut;
@@ -30,7 +33,7 @@ const FIRST_EVENT_WAIT: Duration = Duration::from_secs(10);
 /// Longer bodies are parsed and tokenized off the threads that serve connections.
 const INLINE_BYTES: usize = 32 << 10;
 
-/// One call of `/v1/chat/completions` or `/v1/completions`.
+/// One call of an API that generates.
 pub(super) struct Call<'a> {
     pub(super) api: Api,
     /// Unique, part of the answer's id.
@@ -38,28 +41,26 @@ pub(super) struct Call<'a> {
     pub(super) body: Vec<u8>,
     /// Its part in the telemetry, and in the trace.
     pub(super) served: Served,
+    pub(super) owner: Owner,
     /// Held until the answer has been sent.
     pub(super) permit: OwnedSemaphorePermit,
     pub(super) caller: Caller,
 }
 
+/// What is to be read, perhaps more than once.
+#[derive(Clone)]
+struct Posted {
+    api: Api,
+    body: Arc<Vec<u8>>,
+    owner: Owner,
+}
+
 /// Answers a call.
 pub(super) async fn generate(shared: &Arc<Shared>, call: Call<'_>) -> Result<Response<Body>, ApiError> {
     let (arrived, deadline) = (Instant::now(), backstop(&shared.limits));
-    let Call { api, name, body, served, permit, caller } = call;
-    let body = Arc::new(body);
-    let (request, prompts) = match prepare(shared, api, &body, None).await {
-        // Perhaps a node can load it, or it is a class of models.
-        Err(error) if error.is_no_model() => {
-            let Some(wanted) = models::wanted(shared, &body) else { return Err(error) };
-            let model = tokio::select! {
-                model = shared.driver.bring(wanted) => model?,
-                () = shared.cut() => return Err(ApiError::shutting_down()),
-            };
-            prepare(shared, api, &body, Some(model)).await?
-        }
-        prepared => prepared?,
-    };
+    let Call { api, name, body, served, owner, permit, caller } = call;
+    let posted = Posted { api, body: Arc::new(body), owner };
+    let (request, prompts) = find_and_prepare(shared, &posted).await?;
     grammar::check_all(&prompts).await?;
     let first_by = request.ttft.map(|ttft| arrived + ttft);
     let provider = match &request.model.source {
@@ -71,20 +72,25 @@ pub(super) async fn generate(shared: &Arc<Shared>, call: Call<'_>) -> Result<Res
     let generations = start(shared, &request, &prompts, served.context(), &caller).await?;
     let counted = Counted::new(&shared.stats, request.priority, arrived).told(served);
     let running = Running::new(generations, first_by, counted);
-    let running = running.voiced(prompt::voices(&prompts, request.n));
+    let running = running.voiced(prompt::voices(&prompts, request.n)).watched(stop_watch(&request));
     let id = match api {
         Api::Chat => format!("chatcmpl-{name}"),
         Api::Completion => format!("cmpl-{name}"),
+        Api::Messages | Api::CountTokens => format!("msg_{name}"),
+        Api::Responses => format!("resp_{name}"),
+        Api::Embeddings => format!("embd-{name}"),
     };
     let created = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |d| d.as_secs());
     let label = Label { id: &id, model: &request.model.name, created };
+    let prompt_tokens = prompts.iter().map(|prompt| prompt.ids.len()).sum();
     let echoes: Vec<Option<String>> = prompts.into_iter().map(|p| p.echo).collect();
+    let before = Before { request: &request, label: &label, echoes: &echoes, prompt_tokens };
     if request.stream {
         let ends = Ends { deadline, cut: Box::pin(shared.cut()), permit };
-        streamed(&request, &label, &echoes, running, ends).await
+        streamed(&before, running, ends).await
     } else {
         let response = tokio::select! {
-            response = whole(&request, &label, &echoes, running) => response,
+            response = whole(&before, running) => response,
             () = sleep_until(deadline) => Err(ApiError::timed_out()),
             () = shared.cut() => Err(ApiError::shutting_down()),
         };
@@ -93,19 +99,60 @@ pub(super) async fn generate(shared: &Arc<Shared>, call: Call<'_>) -> Result<Res
     }
 }
 
+/// How many tokens a request's prompt has; and whether that is an estimate.
+pub(super) async fn count(
+    shared: &Arc<Shared>,
+    caller: &Caller,
+    api: Api,
+    body: Vec<u8>,
+) -> Result<(usize, bool), ApiError> {
+    let posted = Posted { api, body: Arc::new(body), owner: Owner::default() };
+    let (request, prompts) = find_and_prepare(shared, &posted).await?;
+    caller.check(&request.model)?;
+    Ok((prompts.iter().map(|prompt| prompt.ids.len()).sum(), request.model.text().is_none()))
+}
+
+/// Reads a request. Its model may have to be loaded first.
+async fn find_and_prepare(
+    shared: &Arc<Shared>,
+    posted: &Posted,
+) -> Result<(Request, Vec<Encoded>), ApiError> {
+    match prepare(shared, posted, None).await {
+        // Perhaps a node can load it, or it is a class of models.
+        Err(error) if error.is_no_model() => {
+            let Some(wanted) = models::wanted(shared, &posted.body) else { return Err(error) };
+            let model = tokio::select! {
+                model = shared.driver.bring(wanted) => model?,
+                () = shared.cut() => return Err(ApiError::shutting_down()),
+            };
+            prepare(shared, posted, Some(model)).await
+        }
+        prepared => prepared,
+    }
+}
+
 /// Reads a request: for `chosen`, or for the model that it names.
 async fn prepare(
     shared: &Arc<Shared>,
-    api: Api,
-    body: &Arc<Vec<u8>>,
+    posted: &Posted,
     chosen: Option<Arc<ServedModel>>,
 ) -> Result<(Request, Vec<Encoded>), ApiError> {
-    let length = body.len();
-    let (shared, body) = (shared.clone(), body.clone());
+    let length = posted.body.len();
+    let (shared, Posted { api, body, owner }) = (shared.clone(), posted.clone());
     let work = move || {
-        let mut request = Request::parse(api, &body, &shared, chosen)?;
-        let prompts = prompt::encode(&mut request)?;
-        Ok((request, prompts))
+        let read = || {
+            let mut request = Request::parse(api, &body, &shared, chosen, owner)?;
+            let prompts = prompt::encode(&mut request)?;
+            Ok((request, prompts))
+        };
+        let api_name = |error: ApiError| match api {
+            Api::Responses => error
+                .renamed("messages", "input")
+                .renamed("max_completion_tokens", "max_output_tokens")
+                .renamed("response_format", "text.format"),
+            _ => error,
+        };
+        read().map_err(api_name)
     };
     if length <= INLINE_BYTES {
         return work();
@@ -173,25 +220,21 @@ async fn start(
     Ok(generations)
 }
 
+/// Anthropic's API says at which stop sequence an answer ended; nodes of our own don't.
+fn stop_watch(request: &Request) -> Option<StopWatch> {
+    let stops = Some(&request.stop).filter(|stops| request.api == Api::Messages && !stops.is_empty())?;
+    let (tokenizer, template) = request.model.text()?;
+    let is_own = |stop: &&String| !template.stops().contains(&stop.as_str());
+    Some(StopWatch::new(tokenizer.clone(), stops.iter().filter(is_own).cloned().collect()))
+}
+
 async fn streamed(
-    request: &Request,
-    label: &Label<'_>,
-    echoes: &[Option<String>],
+    before: &Before<'_>,
     mut running: Running,
     mut ends: Ends,
 ) -> Result<Response<Body>, ApiError> {
-    let mut writer = Writer::of_stream(request.api, label, running.count(), request.include_usage);
     let mut opening = BytesMut::with_capacity(1024);
-    for choice in 0..running.count() {
-        match (&echoes[choice / request.n], request.api) {
-            (_, Api::Chat) => writer.role(&mut opening, choice),
-            (Some(prompt), Api::Completion) => {
-                writer.text(&mut opening, choice, prompt, None);
-                writer.skip(choice, prompt);
-            }
-            (None, Api::Completion) => {}
-        }
-    }
+    let form = Form::begin(before, running.count(), &mut opening);
     let first = tokio::select! {
         next = poll_fn(|cx| running.poll_next(cx)) => next,
         () = tokio::time::sleep(FIRST_EVENT_WAIT) => None,
@@ -200,8 +243,8 @@ async fn streamed(
     if let Some((_, Next::Failed(failure))) = first {
         return Err(failure.into());
     }
-    let total = Total::new(echoes.len(), request.n);
-    let mut stream = EventStream::new(running, writer, total, request.include_usage, opening, ends);
+    let total = Total::new(before.echoes.len(), before.request.n);
+    let mut stream = EventStream::new(running, form, total, opening, ends);
     if let Some((choice, next)) = first {
         stream.write(choice, next);
     }
@@ -214,20 +257,14 @@ async fn streamed(
     Ok(response)
 }
 
-async fn whole(
-    request: &Request,
-    label: &Label<'_>,
-    echoes: &[Option<String>],
-    mut running: Running,
-) -> Result<Response<Body>, ApiError> {
-    let mut writer = Writer::of_whole(request.api, label, running.count());
+async fn whole(before: &Before<'_>, mut running: Running) -> Result<Response<Body>, ApiError> {
+    let Before { request, echoes, .. } = before;
     let mut total = Total::new(echoes.len(), request.n);
     let mut choices: Vec<Gathered> = (0..running.count()).map(|_| Gathered::default()).collect();
     for (choice, gathered) in choices.iter_mut().enumerate() {
         gathered.logprobs = request.sampling.logprobs.map(|_| Vec::new());
         if let Some(prompt) = &echoes[choice / request.n] {
             gathered.text.push_str(prompt);
-            writer.skip(choice, prompt);
         }
     }
     while let Some((choice, next)) = poll_fn(|cx| running.poll_next(cx)).await {
@@ -240,7 +277,7 @@ async fn whole(
             Next::Failed(failure) => return Err(failure.into()),
         }
     }
-    let body = writer.whole(&choices, &total, &running).freeze();
+    let body = form::whole(before, &choices, &total, &running);
     let mut response = Response::new(Body::full(body));
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
     Ok(response)

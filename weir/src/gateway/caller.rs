@@ -14,7 +14,7 @@ use weir_scheduler::KeyId;
 pub(super) struct Caller(Option<Arc<Key>>);
 
 /// The key that headers carry: OpenAI's clients send `Authorization: Bearer KEY`, Anthropic's `x-api-key: KEY`.
-fn given(headers: &HeaderMap) -> Option<&[u8]> {
+pub(super) fn given(headers: &HeaderMap) -> Option<&[u8]> {
     let bearer = headers.get(header::AUTHORIZATION).and_then(|value| {
         let (scheme, key) = value.as_bytes().split_at_checked(7)?;
         scheme.eq_ignore_ascii_case(b"bearer ").then_some(key.trim_ascii())

@@ -117,6 +117,56 @@ impl ApiError {
         self.code.filter(|_| refused)
     }
 
+    /// Another name for the field that it is about, which is called that in its API.
+    pub(super) fn renamed(self, from: &str, to: &'static str) -> ApiError {
+        let param = self.param.map(|param| if param == from { to.into() } else { param });
+        ApiError { param, ..self }
+    }
+
+    /// Whether there is no room now, and may be later.
+    pub(super) fn is_no_room(&self) -> bool {
+        [StatusCode::TOO_MANY_REQUESTS, StatusCode::SERVICE_UNAVAILABLE].contains(&self.status)
+    }
+
+    /// What is wrong, for a person.
+    pub(super) fn message(&self) -> &str {
+        &self.message
+    }
+
+    /// Its status in Anthropic's API, which has one of its own for "no room now".
+    fn anthropic_status(&self) -> StatusCode {
+        match self.status {
+            StatusCode::SERVICE_UNAVAILABLE => StatusCode::from_u16(529).unwrap_or(self.status),
+            other => other,
+        }
+    }
+
+    /// Its kind in Anthropic's API.
+    pub(super) fn anthropic_kind(&self) -> &'static str {
+        match self.anthropic_status().as_u16() {
+            401 => "authentication_error",
+            402 => "billing_error",
+            403 => "permission_error",
+            404 => "not_found_error",
+            408 | 504 => "timeout_error",
+            413 => "request_too_large",
+            429 => "rate_limit_error",
+            529 => "overloaded_error",
+            500.. => "api_error",
+            _ => "invalid_request_error",
+        }
+    }
+
+    /// The whole response in Anthropic's form, to the request `name`.
+    pub(super) fn to_anthropic(&self, name: &str) -> Response<Body> {
+        let mut response = self.to_response();
+        let error = json!({ "type": self.anthropic_kind(), "message": self.message });
+        let body = json!({ "type": "error", "error": error, "request_id": name });
+        *response.body_mut() = Body::full(body.to_string());
+        *response.status_mut() = self.anthropic_status();
+        response
+    }
+
     /// `{"error":{...}}`.
     pub(super) fn to_json(&self) -> Vec<u8> {
         let kind = match self.status {

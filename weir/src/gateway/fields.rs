@@ -26,6 +26,11 @@ impl Fields {
         }
     }
 
+    /// Of an object that is there already.
+    pub(super) fn of(map: Map<String, Value>) -> Fields {
+        Fields { map }
+    }
+
     /// All that is there, as it came.
     pub(super) fn copy(&self) -> Map<String, Value> {
         self.map.clone()

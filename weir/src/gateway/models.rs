@@ -3,6 +3,7 @@ use super::Shared;
 use super::body::Body;
 use super::caller::Caller;
 use super::error::ApiError;
+use super::messages;
 use crate::driver::{Driver, ServedModel, Source};
 use crate::telemetry;
 use hyper::header::{CONTENT_TYPE, HeaderValue};
@@ -66,7 +67,12 @@ pub(super) fn wanted(shared: &Shared, body: &[u8]) -> Option<Wanted> {
 }
 
 /// `GET /v1/models`.
-pub(super) fn list(driver: &Driver, caller: &Caller) -> Response<Body> {
+pub(super) fn list(driver: &Driver, caller: &Caller, is_anthropic: bool) -> Response<Body> {
+    if is_anthropic {
+        let mut models = driver.models();
+        models.retain(|model| caller.allows(&model.name));
+        return respond(StatusCode::OK, &messages::models(&models));
+    }
     let offers = driver.offers().into_iter().filter(|(name, _)| caller.allows(name));
     let offered = offers.map(|(name, id)| {
         let weir = json!({ "sha256": id.to_string(), "loaded": false });
@@ -83,8 +89,9 @@ pub(super) fn list(driver: &Driver, caller: &Caller) -> Response<Body> {
 }
 
 /// `GET /v1/models/{id}`.
-pub(super) fn show(shared: &Shared, id: &str) -> Result<Response<Body>, ApiError> {
-    Ok(respond(StatusCode::OK, &describe(&*find(shared, Some(id))?)))
+pub(super) fn show(shared: &Shared, id: &str, is_anthropic: bool) -> Result<Response<Body>, ApiError> {
+    let model = find(shared, Some(id))?;
+    Ok(respond(StatusCode::OK, &if is_anthropic { messages::describe(&model) } else { describe(&model) }))
 }
 
 /// `GET /healthz`: 503 where a restart would help.

@@ -53,6 +53,8 @@ pub(super) enum Part {
 pub(super) enum Ending {
     /// By itself, or at a stop string.
     Stop,
+    /// At this stop string, where that is known.
+    StopString(String),
     /// It is as long as it may be.
     Length,
     /// It waits for what the tools say.
@@ -76,7 +78,7 @@ impl Ending {
     /// As OpenAI's API says it.
     pub(super) fn name(&self) -> &str {
         match self {
-            Ending::Stop => "stop",
+            Ending::Stop | Ending::StopString(_) => "stop",
             Ending::Length => "length",
             Ending::ToolCalls => "tool_calls",
             Ending::Other(word) => word,

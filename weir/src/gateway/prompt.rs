@@ -54,12 +54,13 @@ pub(super) fn encode(request: &mut Request) -> Result<Vec<Encoded>, ApiError> {
             Prompt::Messages { messages, tools, wishes } => {
                 request.stop.extend(template.stops().iter().map(|s| (*s).to_owned()));
                 let (messages, tools) = (Value::Array(messages), Value::Array(tools));
-                let ids = template.prompt(tokenizer, &messages, Some(&tools)).map_err(refusal)?;
+                let mut ids = template.prompt(tokenizer, &messages, Some(&tools)).map_err(refusal)?;
                 let dialect = template.dialect();
                 let thoughts = Thoughts::after(dialect, &ending(tokenizer, &ids));
                 let about = if wishes.tools.is_empty() { "response_format" } else { "tools" };
                 grammar = wishes.grammar(dialect, thoughts).map(|text| (text.into(), about));
                 listener = wishes.listener(dialect, thoughts);
+                ids.extend(tokenizer.encode(&request.begun, Special::AsText));
                 (ids, String::new(), "messages")
             }
             Prompt::Theirs(tokens) => (vec![0; tokens.max(1) as usize], String::new(), "messages"),

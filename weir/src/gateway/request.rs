@@ -7,7 +7,8 @@ mod wishes;
 
 use super::error::ApiError;
 use super::fields::Fields;
-use super::{Limits, Shared};
+use super::responses::{self, Asked, Owner};
+use super::{Limits, Shared, embeddings, messages};
 use crate::driver::{Conversation, ServedModel, Words};
 use crate::telemetry::Operation;
 use options::{WeirOptions, weir_options};
@@ -19,21 +20,30 @@ use std::time::Duration;
 use weir_backends::text::Wishes;
 use weir_scheduler::{ModelId, Priority, Sampling};
 
-/// Which of the two APIs a request came through.
+/// Which API a request came through.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Api {
     /// `/v1/chat/completions`.
     Chat,
     /// `/v1/completions`.
     Completion,
+    /// Anthropic's `/v1/messages`.
+    Messages,
+    /// The same, whose tokens are only counted.
+    CountTokens,
+    /// `/v1/responses`.
+    Responses,
+    /// `/v1/embeddings`.
+    Embeddings,
 }
 
 impl Api {
     /// What telemetry calls it.
     pub(super) fn operation(self) -> Operation {
         match self {
-            Api::Chat => Operation::Chat,
+            Api::Chat | Api::Messages | Api::CountTokens | Api::Responses => Operation::Chat,
             Api::Completion => Operation::TextCompletion,
+            Api::Embeddings => Operation::Embeddings,
         }
     }
 
@@ -42,7 +52,29 @@ impl Api {
         match self {
             Api::Chat => "/v1/chat/completions",
             Api::Completion => "/v1/completions",
+            Api::Messages => "/v1/messages",
+            Api::CountTokens => "/v1/messages/count_tokens",
+            Api::Responses => "/v1/responses",
+            Api::Embeddings => "/v1/embeddings",
         }
+    }
+}
+
+/// A request of any API as what all have in common: a chat, or a plain completion, in OpenAI's form.
+pub(super) struct Translated {
+    pub(super) fields: Fields,
+    /// As it came, where some upstream may speak the same.
+    pub(super) native: Option<Map<String, Value>>,
+    /// The text with which the answer of a chat begins, and which isn't said again.
+    pub(super) begun: String,
+    /// What the Responses API's answer wants to know.
+    pub(super) asked: Option<Arc<Asked>>,
+}
+
+impl Translated {
+    /// With nothing special.
+    pub(super) fn of(fields: Fields) -> Translated {
+        Translated { fields, native: None, begun: String::new(), asked: None }
     }
 }
 
@@ -63,6 +95,10 @@ pub(super) struct Request {
     pub(super) include_usage: bool,
     /// The text begins with the prompt.
     pub(super) echo: bool,
+    /// The text with which the answer of a chat begins, and which isn't said again.
+    pub(super) begun: String,
+    /// What the Responses API's answer wants to know.
+    pub(super) asked: Option<Arc<Asked>>,
     pub(super) priority: Priority,
     pub(super) tags: Vec<(String, String)>,
     /// The first token must come within this.
@@ -95,9 +131,19 @@ impl Request {
         body: &[u8],
         shared: &Shared,
         chosen: Option<Arc<ServedModel>>,
+        owner: Owner,
     ) -> Result<Request, ApiError> {
-        let mut fields = Fields::parse(body)?;
+        let fields = Fields::parse(body)?;
+        let translated = match api {
+            Api::Chat | Api::Completion => Translated::of(fields),
+            Api::Messages => messages::read(fields, false)?,
+            Api::CountTokens => messages::read(fields, true)?,
+            Api::Embeddings => embeddings::read(fields)?,
+            Api::Responses => responses::read(fields, &shared.responses, owner)?,
+        };
+        let Translated { mut fields, native, begun, asked } = translated;
         let named = fields.string("model")?;
+        // Of the chat that it is.
         let copy = (shared.driver.may_reword() || fields.has("weir")).then(|| fields.copy());
         let seeded = fields.has("seed");
         let options = weir_options(&mut fields)?;
@@ -110,15 +156,17 @@ impl Request {
         let theirs = model.text().is_none();
         if !theirs {
             match api {
-                Api::Chat => chat::refuse_unsupported(&mut fields)?,
                 Api::Completion => completion::refuse_unsupported(&mut fields)?,
+                Api::Embeddings => return Err(embeddings::refused(&model.name)),
+                _ => chat::refuse_unsupported(&mut fields)?,
             }
         }
         let ours = match api {
-            Api::Chat => chat::prompt(&mut fields).map(|prompt| vec![prompt]),
-            Api::Completion => completion::prompts(&mut fields),
+            Api::Completion | Api::Embeddings => completion::prompts(&mut fields),
+            _ => chat::prompt(&mut fields).map(|prompt| vec![prompt]),
         };
-        let (prompts, conversations) = told(api, theirs, ours, copy, seeded)?;
+        let sent = copy.map(|fields| Sent { fields, native, begun: begun.clone(), seeded });
+        let (prompts, conversations) = told(api, theirs, ours, sent)?;
         let n = fields.integer("n", 1..=16)?.unwrap_or(1) as usize;
         check_choices(prompts.len(), n, &shared.limits)?;
         let echo = api == Api::Completion && fields.boolean("echo")?.unwrap_or(false);
@@ -130,7 +178,7 @@ impl Request {
             ));
         }
         let max_tokens = sampling::max_tokens(api, &mut fields)?;
-        let stop = sampling::stop(&mut fields)?;
+        let stop = sampling::stop(api, &mut fields)?;
         let ignore_eos = fields.boolean("ignore_eos")?.unwrap_or(false);
         let stream = fields.boolean("stream")?.unwrap_or(false);
         let include_usage = include_usage(&mut fields, stream)?;
@@ -141,7 +189,8 @@ impl Request {
         // The policy's come last, and those that aren't here don't count.
         let stand_ins = shared.driver.stand_ins(&model.name);
         otherwise.extend(stand_ins.iter().filter_map(|name| other(name).ok()));
-        otherwise.retain(|other| *other != model.id);
+        // Embeddings of different models have nothing in common.
+        otherwise.retain(|other| *other != model.id && api != Api::Embeddings);
         Ok(Request {
             api,
             model,
@@ -154,6 +203,8 @@ impl Request {
             stream,
             include_usage,
             echo,
+            begun,
+            asked,
             priority,
             tags,
             ttft,
@@ -164,24 +215,41 @@ impl Request {
     }
 }
 
+/// What a client sent, kept for upstreams and other models.
+struct Sent {
+    fields: Map<String, Value>,
+    native: Option<Map<String, Value>>,
+    begun: String,
+    seeded: bool,
+}
+
 /// Prompts as the model's own nodes want them, or as an upstream's counts of tokens; and each with what its client sent,
 /// where there is a copy of that.
 fn told(
     api: Api,
     theirs: bool,
     ours: Result<Vec<Prompt>, ApiError>,
-    copy: Option<Map<String, Value>>,
-    seeded: bool,
+    sent: Option<Sent>,
 ) -> Result<(Vec<Prompt>, Vec<Arc<Conversation>>), ApiError> {
-    let Some(mut copy) = copy else { return Ok((ours?, Vec::new())) };
-    let form = match api {
-        Api::Chat => weir_upstream::Api::Chat,
-        Api::Completion => weir_upstream::Api::Completion,
+    let Some(Sent { fields: mut copy, mut native, begun, seeded }) = sent else {
+        return Ok((ours?, Vec::new()));
     };
+    if api == Api::Embeddings {
+        let fields = native.unwrap_or_default();
+        let prompt = Prompt::Theirs(weir_upstream::estimate_tokens(&fields));
+        let api = weir_upstream::Api::Embedding;
+        let conversation = Conversation { api, fields, native: None, begun, words: None, seeded };
+        return Ok((vec![prompt], vec![Arc::new(conversation)]));
+    }
+    let is_chat = api != Api::Completion;
+    let form = if is_chat { weir_upstream::Api::Chat } else { weir_upstream::Api::Completion };
     copy.remove("weir");
+    if api != Api::Chat {
+        forget_reasoning(&mut copy);
+    }
     let ours = match ours {
         // An upstream may know what we don't.
-        Err(_) if theirs && api == Api::Chat && copy.get("messages").is_some_and(|m| !is_empty_list(m)) => {
+        Err(_) if theirs && is_chat && copy.get("messages").is_some_and(|m| !is_empty_list(m)) => {
             vec![Prompt::Theirs(0)]
         }
         ours => ours?,
@@ -205,9 +273,16 @@ fn told(
             Prompt::Theirs(_) => None,
         };
         prompts.push(if theirs { Prompt::Theirs(weir_upstream::estimate_tokens(&fields)) } else { prompt });
-        conversations.push(Arc::new(Conversation { api: form, fields, words, seeded }));
+        let (native, begun) = (native.take(), begun.clone());
+        conversations.push(Arc::new(Conversation { api: form, fields, native, begun, words, seeded }));
     }
     Ok((prompts, conversations))
+}
+
+/// OpenAI's API takes no earlier thoughts; templates of our own models may.
+fn forget_reasoning(fields: &mut Map<String, Value>) {
+    let messages = fields.get_mut("messages").and_then(Value::as_array_mut).into_iter().flatten();
+    messages.filter_map(Value::as_object_mut).for_each(|message| _ = message.remove("reasoning_content"));
 }
 
 fn is_empty_list(value: &Value) -> bool {
@@ -246,7 +321,7 @@ fn include_usage(fields: &mut Fields, stream: bool) -> Result<bool, ApiError> {
     Ok(options.boolean("include_usage")?.unwrap_or(false))
 }
 
-fn missing(param: impl Into<String>) -> ApiError {
+pub(super) fn missing(param: impl Into<String>) -> ApiError {
     let param = param.into();
     let message = format!("Missing required parameter: '{param}'.");
     ApiError::field(param, "missing_required_parameter", message)

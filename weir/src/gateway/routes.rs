@@ -1,9 +1,10 @@
 //! Who may ask, and which endpoint answers.
 use super::body::{self, Body};
-use super::caller::Caller;
+use super::caller::{self, Caller};
 use super::error::ApiError;
 use super::request::{Api, draw};
-use super::{Shared, admin, answer, console, models};
+use super::responses::{self, Owner};
+use super::{Shared, admin, answer, console, messages, models};
 use crate::telemetry;
 use hyper::body::Incoming;
 use hyper::header::{self, HeaderMap, HeaderName, HeaderValue};
@@ -22,6 +23,7 @@ pub(super) async fn respond(
     let name = format!("{:016x}{:08x}", draw(), shared.salt as u32);
     let method = request.method().clone();
     let path = request.uri().path().to_owned();
+    let is_anthropic = messages::is_asked(&path, request.headers());
     let origin = allowed_origin(shared, request.headers());
     let page = request.headers().get(header::ORIGIN).cloned();
     let mut response = match handle(shared, request, &name).await {
@@ -33,11 +35,14 @@ pub(super) async fn respond(
                     tracing::debug!(%method, path, status = error.told().0, code = error.told().1, "refused")
                 }
             }
-            error.to_response()
+            if is_anthropic { error.to_anthropic(&format!("req_{name}")) } else { error.to_response() }
         }
     };
     let headers = response.headers_mut();
     if let Ok(value) = HeaderValue::try_from(format!("req_{name}")) {
+        if is_anthropic {
+            headers.insert(HeaderName::from_static("request-id"), value.clone());
+        }
         headers.insert(HeaderName::from_static("x-request-id"), value);
     }
     if let Some(origin) = origin {
@@ -59,6 +64,10 @@ enum Endpoint {
     Models,
     Model(String),
     Generate(Api),
+    /// Anthropic's: how many tokens a request has.
+    Count,
+    /// OpenAI's: an answer that is kept.
+    Response(String),
     Live,
     Ready,
     Metrics,
@@ -74,6 +83,10 @@ impl Endpoint {
         Some(match path {
             "/v1/chat/completions" => Endpoint::Generate(Api::Chat),
             "/v1/completions" => Endpoint::Generate(Api::Completion),
+            "/v1/messages" => Endpoint::Generate(Api::Messages),
+            "/v1/messages/count_tokens" => Endpoint::Count,
+            "/v1/responses" => Endpoint::Generate(Api::Responses),
+            "/v1/embeddings" => Endpoint::Generate(Api::Embeddings),
             "/v1/models" => Endpoint::Models,
             "/healthz" => Endpoint::Live,
             "/readyz" => Endpoint::Ready,
@@ -84,6 +97,9 @@ impl Endpoint {
             }
             _ if path.starts_with("/weir/v1/") => {
                 Endpoint::Admin(admin::Route::of(path.strip_prefix("/weir/v1/")?)?)
+            }
+            _ if path.starts_with("/v1/responses/") => {
+                Endpoint::Response(percent_decoded(path.strip_prefix("/v1/responses/")?)?)
             }
             _ if path.starts_with("/v1/models/") => {
                 Endpoint::Model(percent_decoded(path.strip_prefix("/v1/models/")?)?)
@@ -132,9 +148,12 @@ async fn handle(
             format!("Unknown request URL: {} {path}.", request.method()),
         ));
     };
+    let is_anthropic = messages::is_asked(request.uri().path(), headers);
     match (endpoint, request.method()) {
-        (Endpoint::Models, &Method::GET | &Method::HEAD) => Ok(models::list(&shared.driver, &caller)),
-        (Endpoint::Model(id), &Method::GET | &Method::HEAD) => models::show(shared, &id),
+        (Endpoint::Models, &Method::GET | &Method::HEAD) => {
+            Ok(models::list(&shared.driver, &caller, is_anthropic))
+        }
+        (Endpoint::Model(id), &Method::GET | &Method::HEAD) => models::show(shared, &id, is_anthropic),
         (Endpoint::Live, &Method::GET | &Method::HEAD) => Ok(models::live(&shared.driver)),
         (Endpoint::Ready, &Method::GET | &Method::HEAD) => Ok(models::ready(&shared.driver)),
         (Endpoint::Metrics, &Method::GET | &Method::HEAD) => Ok(models::metrics(&shared.driver).await),
@@ -151,11 +170,13 @@ async fn handle(
                     format!("{} requests are being answered already; try again.", shared.limits.requests_max),
                 )
             })?;
+            let owner = owner(headers);
             let served = shared.driver.telemetry().serve(api.route(), trace_context(headers));
             let answered = async {
                 let body = body::read(request.into_body(), &shared.limits).await?;
                 let served = served.clone();
-                answer::generate(shared, answer::Call { api, name, body, served, permit, caller }).await
+                answer::generate(shared, answer::Call { api, name, body, served, owner, permit, caller })
+                    .await
             };
             let about = telemetry::about(served.context());
             let answered = answered.instrument(about.clone()).await;
@@ -165,7 +186,13 @@ async fn handle(
                 served.refused(status, code);
             })
         }
-        (Endpoint::Generate(_), _) => Err(ApiError::method("POST")),
+        (Endpoint::Response(id), method) => responses::kept(shared, method, owner(headers), &id),
+        (Endpoint::Count, &Method::POST) => {
+            check_content(headers)?;
+            let body = body::read(request.into_body(), &shared.limits).await?;
+            messages::count(shared, &caller, body).await
+        }
+        (Endpoint::Generate(_) | Endpoint::Count, _) => Err(ApiError::method("POST")),
         _ => Err(ApiError::method("GET")),
     }
 }
@@ -245,6 +272,11 @@ fn preflight(headers: &HeaderMap) -> Response<Body> {
         }
     }
     response
+}
+
+/// Whose the answers are that are kept: whoever has the same key.
+fn owner(headers: &HeaderMap) -> Owner {
+    caller::given(headers).map_or([0; 32], |key| *blake3::hash(key).as_bytes())
 }
 
 /// Only JSON: browsers send other types without asking first.

@@ -1,6 +1,7 @@
 //! The generations of one request, read as one, in the parts that answers are made of.
 use super::parts::{Ending, Next, Said};
 use super::stats::Counted;
+use super::stopped::StopWatch;
 use super::voice::Voice;
 use crate::driver::{Cost, Generation, NO_TOKEN};
 use std::future::Future;
@@ -29,6 +30,8 @@ pub(super) struct Running {
     /// When the first event must have come; none once it has.
     first_by: Option<Pin<Box<Sleep>>>,
     counted: Counted,
+    /// For those who want to know at which stop string the only choice ended.
+    watch: Option<StopWatch>,
 }
 
 impl Running {
@@ -46,12 +49,18 @@ impl Running {
             first_by: first_by.map(|at| Box::pin(sleep_until(at))),
             choices: choices.into_iter().map(Some).collect(),
             counted,
+            watch: None,
         }
     }
 
     /// The same, whose choices speak with these voices.
     pub(super) fn voiced(self, voices: Vec<Voice>) -> Running {
         Running { voices, ..self }
+    }
+
+    /// The same, which tells at what stop string its only choice ended.
+    pub(super) fn watched(self, watch: Option<StopWatch>) -> Running {
+        Running { watch, ..self }
     }
 
     /// What comes next and its choice; none when every choice has ended.
@@ -76,6 +85,7 @@ impl Running {
         match event {
             Event::Token(token) => {
                 self.counted.token();
+                self.watch.iter_mut().for_each(|watch| watch.take(&token));
                 let said = self.said(choice, token);
                 self.calls[choice] |= said.calls();
                 (!said.is_empty()).then_some(Next::Said(said))
@@ -90,7 +100,14 @@ impl Running {
                 parts.extend(self.voices[choice].end());
                 let said = Said { parts, ..Said::default() };
                 self.calls[choice] |= said.calls();
-                let end = Next::Finished { ending: Ending::of(reason, word, self.calls[choice]), usage };
+                let ending = match Ending::of(reason, word, self.calls[choice]) {
+                    Ending::Stop => match self.watch.as_ref().and_then(|watch| watch.found(&usage)) {
+                        Some(stop) => Ending::StopString(stop),
+                        None => Ending::Stop,
+                    },
+                    other => other,
+                };
+                let end = Next::Finished { ending, usage };
                 if said.is_empty() {
                     return Some(end);
                 }

@@ -1,10 +1,10 @@
 //! A streamed answer: server-sent events, written when the connection asks for them.
 use super::Limits;
 use super::error::ApiError;
+use super::form::Form;
 use super::parts::Next;
 use super::running::{Running, Total};
-use super::write::{self, Writer};
-use bytes::{BufMut, Bytes, BytesMut};
+use bytes::{Bytes, BytesMut};
 use std::future::Future;
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -21,9 +21,8 @@ const WRITE_BYTES: usize = 32 << 10;
 /// socket; dropping it, as the connection does when its client goes away, cancels them.
 pub(super) struct EventStream {
     running: Running,
-    writer: Writer,
+    form: Form,
     total: Total,
-    include_usage: bool,
     buffer: BytesMut,
     closed: bool,
     /// Something was written since the last tick of `keep_alive`.
@@ -48,9 +47,8 @@ impl EventStream {
     /// `opening` is what comes before the first event: roles, echoed prompts.
     pub(super) fn new(
         running: Running,
-        writer: Writer,
+        form: Form,
         total: Total,
-        include_usage: bool,
         opening: BytesMut,
         ends: Ends,
     ) -> EventStream {
@@ -58,9 +56,8 @@ impl EventStream {
         keep_alive.set_missed_tick_behavior(MissedTickBehavior::Delay);
         EventStream {
             running,
-            writer,
+            form,
             total,
-            include_usage,
             buffer: opening,
             closed: false,
             wrote: false,
@@ -74,12 +71,10 @@ impl EventStream {
     /// Writes what comes next of `choice`.
     pub(super) fn write(&mut self, choice: usize, next: Next) {
         match next {
-            Next::Said(said) => self.writer.said(&mut self.buffer, choice, said),
+            Next::Said(said) => self.form.said(&mut self.buffer, choice, said),
             Next::Finished { ending, usage } => {
                 self.total.add(choice, &usage);
-                let last = self.running.ended() && !self.include_usage;
-                let ran = last.then_some(&self.running);
-                self.writer.finish(&mut self.buffer, choice, ending.name(), ran);
+                self.form.finish(&mut self.buffer, choice, &ending, &self.total, &self.running);
             }
             Next::Failed(failure) => self.fail(&failure.into()),
         }
@@ -117,22 +112,19 @@ impl EventStream {
         }
         while !self.closed && self.keep_alive.poll_tick(cx).is_ready() {
             if !std::mem::take(&mut self.wrote) {
-                self.buffer.put_slice(b": keep-alive\n\n");
+                self.form.silence(&mut self.buffer);
             }
         }
     }
 
     fn end(&mut self) {
-        if self.include_usage {
-            self.writer.usage(&mut self.buffer, &self.total, &self.running);
-        }
-        self.buffer.put_slice(write::DONE.as_bytes());
+        self.form.end(&mut self.buffer, &self.total, &self.running);
         self.closed = true;
     }
 
-    /// Ends the stream without `[DONE]`, so that nobody takes it for whole.
+    /// Ends the stream without its proper end, so that nobody takes it for whole.
     fn fail(&mut self, error: &ApiError) {
-        write::write_error(&mut self.buffer, &error.to_json());
+        self.form.fail(&mut self.buffer, error);
         self.running.abandon();
         self.closed = true;
     }

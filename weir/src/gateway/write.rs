@@ -30,8 +30,8 @@ impl Writer {
     /// For server-sent events. With `include_usage`, all chunks but the last say that they have none.
     pub(super) fn of_stream(api: Api, label: &Label<'_>, choices: usize, include_usage: bool) -> Writer {
         let object = match api {
-            Api::Chat => "chat.completion.chunk",
             Api::Completion => "text_completion",
+            _ => "chat.completion.chunk",
         };
         let mut head = b"data: ".to_vec();
         head.extend_from_slice(&write_head(object, label));
@@ -42,8 +42,8 @@ impl Writer {
     /// For one JSON object.
     pub(super) fn of_whole(api: Api, label: &Label<'_>, choices: usize) -> Writer {
         let object = match api {
-            Api::Chat => "chat.completion",
             Api::Completion => "text_completion",
+            _ => "chat.completion",
         };
         Writer { api, head: write_head(object, label), tail: "]", offsets: vec![0; choices] }
     }
@@ -173,8 +173,8 @@ impl Writer {
     fn logprobs(&mut self, out: &mut BytesMut, choice: usize, logprobs: Option<&[Logprob]>) {
         match (logprobs, self.api) {
             (None, _) => put(out, "null"),
-            (Some(all), Api::Chat) => write_chat_logprobs(out, all),
             (Some(all), Api::Completion) => write_legacy_logprobs(out, all, &mut self.offsets[choice]),
+            (Some(all), _) => write_chat_logprobs(out, all),
         }
     }
 }
@@ -288,20 +288,19 @@ fn write_usage(out: &mut BytesMut, total: &Total) {
 }
 
 fn write_weir(out: &mut BytesMut, running: &Running) {
-    put(out, ",\"weir\":{\"request\":");
-    json(out, &running.first_request());
-    put(out, ",\"nodes\":[");
-    for (i, node) in running.nodes().iter().enumerate() {
-        put(out, if i == 0 { "" } else { "," });
-        json(out, &**node);
-    }
-    put(out, "],\"cost_usd\":");
-    let cost = running.cost();
-    json(out, &(cost.nano_usd as f64 / 1e9));
+    put(out, ",\"weir\":");
+    json(out, &weir(running));
+}
+
+/// Where a request ran, and what it cost.
+pub(super) fn weir(running: &Running) -> Value {
+    let (cost, nodes) = (running.cost(), running.nodes().iter().map(|node| &**node).collect::<Vec<&str>>());
+    let mut weir =
+        json!({ "request": running.first_request(), "nodes": nodes, "cost_usd": cost.nano_usd as f64 / 1e9 });
     if cost.estimated {
-        put(out, ",\"cost_estimated\":true");
+        weir["cost_estimated"] = true.into();
     }
-    put(out, "}");
+    weir
 }
 
 fn write_chat_logprobs(out: &mut BytesMut, logprobs: &[Logprob]) {
@@ -360,15 +359,17 @@ fn write_legacy_logprobs(out: &mut BytesMut, logprobs: &[Logprob], offset: &mut 
 }
 
 /// JSON has no infinities; OpenAI writes -9999 for "never".
-fn finite(logprob: f32) -> f32 {
+pub(super) fn finite(logprob: f32) -> f32 {
     if logprob.is_finite() { logprob } else { -9999.0 }
 }
 
-fn put(out: &mut BytesMut, text: &str) {
+/// Text as it is.
+pub(super) fn put(out: &mut BytesMut, text: &str) {
     out.put_slice(text.as_bytes());
 }
 
-fn json<T: Serialize + ?Sized>(out: &mut BytesMut, value: &T) {
+/// A value as JSON.
+pub(super) fn json<T: Serialize + ?Sized>(out: &mut BytesMut, value: &T) {
     // Strings, numbers and lists of them can't fail, and neither can the buffer.
     let _ = serde_json::to_writer(out.writer(), value);
 }

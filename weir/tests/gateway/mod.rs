@@ -2,6 +2,9 @@
 mod answers;
 mod errors;
 mod limits;
+mod messages;
 mod pages;
+mod providers;
+mod responses;
 mod server;
 mod tools;

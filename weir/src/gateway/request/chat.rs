@@ -79,7 +79,7 @@ fn joined_parts(index: usize, parts: Vec<Value>) -> Result<String, ApiError> {
             ApiError::field(
                 format!("messages[{index}].content"),
                 "unsupported_content",
-                "Only parts of type 'text' are supported by this server.",
+                "This model only reads text: parts of other types, such as images, aren't supported.",
             )
         })?);
     }

@@ -91,15 +91,15 @@ fn logprobs(api: Api, fields: &mut Fields) -> Result<Option<u8>, ApiError> {
 pub(super) fn max_tokens(api: Api, fields: &mut Fields) -> Result<Option<u32>, ApiError> {
     let range = 1..=i64::from(u32::MAX);
     let old = fields.integer("max_tokens", range.clone())?;
-    let new = if api == Api::Chat { fields.integer("max_completion_tokens", range)? } else { None };
+    let new = if api != Api::Completion { fields.integer("max_completion_tokens", range)? } else { None };
     let asked = new.or(old).map(|n| n as u32);
     Ok(match api {
-        Api::Chat => asked,
         Api::Completion => Some(asked.unwrap_or(COMPLETION_TOKENS)),
+        _ => asked,
     })
 }
 
-pub(super) fn stop(fields: &mut Fields) -> Result<Vec<String>, ApiError> {
+pub(super) fn stop(api: Api, fields: &mut Fields) -> Result<Vec<String>, ApiError> {
     let strings = match fields.take("stop") {
         None => return Ok(Vec::new()),
         Some(Value::String(s)) => vec![s],
@@ -114,7 +114,8 @@ pub(super) fn stop(fields: &mut Fields) -> Result<Vec<String>, ApiError> {
     };
     let bad = |what: &str| ApiError::field("stop", "invalid_value", format!("Invalid 'stop': {what}."));
     match &strings {
-        s if s.len() > 4 => Err(bad("at most 4 strings are taken")),
+        // Anthropic's have their own bound.
+        s if s.len() > 4 && api != Api::Messages => Err(bad("at most 4 strings are taken")),
         s if s.iter().any(String::is_empty) => Err(bad("a stop string can't be empty")),
         s if s.iter().any(|s| s.len() > 1024) => Err(bad("a stop string can't be longer than 1024 bytes")),
         _ => Ok(strings),
