@@ -268,6 +268,8 @@ pub enum FailureKind {
         /// It may be taken after so many seconds.
         after_s: u32,
     },
+    /// A provider that was asked failed, or refused our key.
+    Upstream,
 }
 
 /// Why a generation ended without finishing.

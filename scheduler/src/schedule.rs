@@ -86,7 +86,7 @@ struct Request {
     rival: Option<Run>,
     /// Nodes that failed it, and what the last of them said.
     tried: Vec<NodeId>,
-    trouble: Option<String>,
+    trouble: Option<Failure>,
     numerics: Option<String>,
     /// What policies see of it, where that isn't the request itself.
     terms: Option<Box<Terms>>,

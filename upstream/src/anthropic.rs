@@ -1,6 +1,6 @@
 //! Anthropic's dialect: OpenAI's chat completions become `/v1/messages`, and its events become OpenAI's.
-use crate::answer::{Fault, Finish, Piece, Told, Usage};
 use crate::ask::{Api, Ask, ENVELOPE};
+use crate::told::{Fault, Finish, Piece, Told, Usage};
 use serde_json::{Map, Value, json};
 
 /// The version of the API that is spoken.

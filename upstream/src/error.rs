@@ -54,7 +54,7 @@ pub enum UpstreamError {
         /// What it says.
         message: String,
     },
-    /// It, or the way to it, failed.
+    /// It says so, or it was never reached.
     #[error("{provider} failed: {message}")]
     Failed {
         /// Which.
@@ -106,15 +106,16 @@ impl UpstreamError {
         }
     }
 
-    /// Whether the same may be sent once more, while nothing has come of it.
+    /// Whether the same may be sent once more, while nothing has come of it: it never arrived, or the provider itself says
+    /// that it failed. What broke off or makes no sense may be charged for.
     pub(crate) fn may_pass(&self) -> bool {
-        use UpstreamError::{Cut, Failed, Nonsense};
-        matches!(self, Failed { .. } | Cut { .. } | Nonsense { .. })
+        matches!(self, UpstreamError::Failed { .. })
     }
 
     /// Whether it says something of the provider's health.
     pub(crate) fn is_fault(&self) -> bool {
-        self.may_pass() || matches!(self, UpstreamError::Silent { .. })
+        use UpstreamError::{Cut, Failed, Nonsense, Silent};
+        matches!(self, Failed { .. } | Cut { .. } | Nonsense { .. } | Silent { .. })
     }
 }
 

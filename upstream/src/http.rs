@@ -4,14 +4,17 @@ use crate::connect::{Connection, Connector};
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
+use hyper::header::HeaderMap;
 use hyper::{Request, Response};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::time::timeout;
 
-/// Idle connections that are kept, at most, and for how long.
+/// Idle connections that are kept, at most, and for how long, unless the other end names a shorter time.
 const IDLE_MAX: usize = 32;
 const IDLE_FOR: Duration = Duration::from_secs(50);
+/// Left of the time that the other end names: what is sent in its last moments may meet a closed door.
+const MARGIN: Duration = Duration::from_secs(1);
 /// For an idle connection to say that it is ready.
 const READY: Duration = Duration::from_millis(100);
 
@@ -22,8 +25,10 @@ pub(crate) enum HttpError {
     Unreachable(String),
     /// Nothing came in time.
     Silent,
-    /// The connection broke: how.
+    /// The connection broke with the request on its way, or with the answer: how. Whether it was read, nobody knows.
     Broken(String),
+    /// The connection broke before a byte of the request was written: how.
+    Unsent(String),
 }
 
 /// Connections to one address.
@@ -37,7 +42,7 @@ pub(crate) struct Http {
 
 struct Idle {
     connection: Connection,
-    since: Instant,
+    until: Instant,
 }
 
 /// A response whose body comes. Dropping it before the end closes the connection, which cancels the request.
@@ -45,6 +50,8 @@ pub(crate) struct Reply {
     pub response: Response<Incoming>,
     http: Arc<Http>,
     connection: Option<Connection>,
+    /// The connection may be kept for so long behind the answer.
+    idle_for: Duration,
 }
 
 impl Http {
@@ -59,6 +66,9 @@ impl Http {
     }
 
     /// Sends a request; the head of its answer must come within `patience`.
+    ///
+    /// What may cost money is sent once: an idle connection that turns out to be closed gives way to another only if none
+    /// of the request was written to it, or if the request may be repeated by its method.
     pub async fn send(
         self: &Arc<Http>,
         request: &(dyn Fn() -> Result<Request<Full<Bytes>>, HttpError> + Sync),
@@ -71,27 +81,35 @@ impl Http {
                 Some(connection) => connection,
                 None => self.open().await?,
             };
-            let sent = timeout(patience, connection.sender.send_request(request()?)).await;
-            match sent.map_err(|_| HttpError::Silent)? {
+            let request = request()?;
+            let repeatable = request.method().is_idempotent();
+            let sent = timeout(patience, connection.sender.try_send_request(request)).await;
+            let mut error = match sent.map_err(|_| HttpError::Silent)? {
                 Ok(response) => {
-                    return Ok(Reply { response, http: self.clone(), connection: Some(connection) });
+                    let idle_for = idle_for(response.headers());
+                    let connection = Some(connection);
+                    return Ok(Reply { response, http: self.clone(), connection, idle_for });
                 }
-                // The other end had closed it; nobody has read the request.
-                Err(error)
-                    if was_idle
-                        && (error.is_canceled() || error.is_closed() || error.is_incomplete_message()) => {}
-                Err(error) => return Err(HttpError::Broken(describe(&error))),
+                Err(error) => error,
+            };
+            // It comes back only if it was never begun.
+            let unsent = error.take_message().is_some();
+            let error = error.into_error();
+            if was_idle && (unsent || repeatable && error.is_incomplete_message()) {
+                continue;
             }
+            let why = describe(&error);
+            return Err(if unsent { HttpError::Unsent(why) } else { HttpError::Broken(why) });
         }
     }
 
     /// Has a connection ready, if there is none.
     pub async fn warm(&self) -> Result<(), HttpError> {
         let now = Instant::now();
-        self.idle().retain(|idle| now - idle.since < IDLE_FOR && !idle.connection.sender.is_closed());
+        self.idle().retain(|idle| now < idle.until && !idle.connection.sender.is_closed());
         if self.idle().is_empty() {
             let connection = self.open().await?;
-            self.keep(connection);
+            self.keep(connection, IDLE_FOR);
         }
         Ok(())
     }
@@ -103,20 +121,20 @@ impl Http {
     /// A connection that is still good; the one used last, so that the others may go.
     async fn take(&self) -> Option<Connection> {
         loop {
-            let Idle { mut connection, since } = self.idle().pop()?;
-            let fresh = since.elapsed() < IDLE_FOR && !connection.sender.is_closed();
+            let Idle { mut connection, until } = self.idle().pop()?;
+            let fresh = Instant::now() < until && !connection.sender.is_closed();
             if fresh && matches!(timeout(READY, connection.sender.ready()).await, Ok(Ok(()))) {
                 return Some(connection);
             }
         }
     }
 
-    fn keep(&self, connection: Connection) {
+    fn keep(&self, connection: Connection, idle_for: Duration) {
         let mut idle = self.idle();
         let now = Instant::now();
-        idle.retain(|idle| now - idle.since < IDLE_FOR && !idle.connection.sender.is_closed());
-        if idle.len() < IDLE_MAX && !connection.sender.is_closed() {
-            idle.push(Idle { connection, since: now });
+        idle.retain(|idle| now < idle.until && !idle.connection.sender.is_closed());
+        if idle.len() < IDLE_MAX && !idle_for.is_zero() && !connection.sender.is_closed() {
+            idle.push(Idle { connection, until: now + idle_for });
         }
     }
 
@@ -139,7 +157,7 @@ impl Reply {
             match timeout(patience, self.response.frame()).await.map_err(|_| HttpError::Silent)? {
                 None => {
                     if let Some(connection) = self.connection.take() {
-                        self.http.keep(connection);
+                        self.http.keep(connection, self.idle_for);
                     }
                     return Ok(None);
                 }
@@ -170,10 +188,40 @@ impl Reply {
     }
 }
 
+/// How long the other end keeps a connection, as far as it says so: `Keep-Alive: timeout=5, max=100`.
+fn idle_for(headers: &HeaderMap) -> Duration {
+    let said = headers.get("keep-alive").and_then(|value| value.to_str().ok()).unwrap_or_default();
+    let timeout = said.split(',').find_map(|part| part.trim().strip_prefix("timeout="));
+    let seconds = timeout.and_then(|seconds| seconds.trim().parse().ok());
+    seconds.map_or(IDLE_FOR, |s| Duration::from_secs(s).saturating_sub(MARGIN).min(IDLE_FOR))
+}
+
 /// hyper names the kind; what is behind it says more.
 fn describe(error: &hyper::Error) -> String {
     match std::error::Error::source(error) {
         Some(source) => format!("{error}: {source}"),
         None => error.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn connections_are_kept_no_longer_than_the_other_end_keeps_them() {
+        let check = |said: &'static str, seconds: u64| {
+            let headers = HeaderMap::from_iter([(
+                hyper::header::HeaderName::from_static("keep-alive"),
+                said.parse().unwrap(),
+            )]);
+            assert_eq!(idle_for(&headers), Duration::from_secs(seconds), "{said}");
+        };
+        check("timeout=5, max=100", 4);
+        check("max=100, timeout=1", 0);
+        check("timeout=0", 0);
+        check("timeout=3600", 50);
+        check("soon", 50);
+        assert_eq!(idle_for(&HeaderMap::new()), IDLE_FOR);
     }
 }

@@ -21,10 +21,11 @@ mod limiter;
 mod openai;
 mod secret;
 pub mod sse;
+mod told;
 mod upstream;
 
 pub use address::Address;
-pub use answer::{Answer, Cost, End, Finish, Piece, Usage, merge_delta};
+pub use answer::Answer;
 pub use anthropic::{REDACTED_THINKING, STOP_SEQUENCE, THINKING_SIGNATURE};
 pub use ask::{Api, Ask, estimate_tokens};
 pub use catalog::{
@@ -36,4 +37,5 @@ pub use error::UpstreamError;
 pub use limiter::Limiter;
 pub use openai::EMBEDDINGS;
 pub use secret::Secret;
+pub use told::{Cost, End, Finish, Piece, Usage, merge_delta};
 pub use upstream::{Times, Upstream};

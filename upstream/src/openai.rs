@@ -1,7 +1,7 @@
 //! OpenAI's dialect: chat completions and completions, streamed.
-use crate::answer::{Fault, Finish, Piece, Told, Usage};
 use crate::ask::{Api, Ask, ENVELOPE};
 use crate::catalog::{LengthField, Prefill, Provider};
+use crate::told::{Fault, Finish, Piece, Told, Usage};
 use serde_json::{Map, Value, json};
 
 /// A field of a piece: embeddings, as OpenAI's `data`.

@@ -1,6 +1,6 @@
 //! An upstream: a provider with its key, its connections and what is known of its limits.
 use crate::address::Address;
-use crate::answer::{Answer, Fault, Opening, Reader, Told};
+use crate::answer::{Answer, Opening};
 use crate::ask::{Api, Ask, estimate_text, estimate_tokens};
 use crate::catalog::{Auth, Dialect, Engine, Model, Prefill, Provider};
 use crate::discover::{self, Found, Queue};
@@ -8,6 +8,7 @@ use crate::error::{UpstreamError, excerpt};
 use crate::http::{Http, HttpError, Reply};
 use crate::limiter::Limiter;
 use crate::secret::Secret;
+use crate::told::{Fault, Reader, Told};
 use crate::{anthropic, openai};
 use bytes::Bytes;
 use http_body_util::Full;
@@ -100,7 +101,8 @@ impl Upstream {
     }
 
     /// Sends a request and waits for the first token of its answer. Until then, and while [`Ask::first_by`] lets it, what
-    /// failed is tried again; nothing is after that.
+    /// did not reach the provider, or what it says has failed, is tried again. What it may have read without saying so
+    /// isn't: it may charge for both.
     pub async fn ask(&self, ask: &Ask<'_>) -> Result<Answer, UpstreamError> {
         let model = self.inner.provider.models.iter().find(|model| model.name == ask.model);
         let unknown;
@@ -331,8 +333,12 @@ impl Upstream {
     fn http_error(&self, error: HttpError) -> UpstreamError {
         let provider = self.name().to_owned();
         match error {
-            HttpError::Unreachable(message) | HttpError::Broken(message) => {
+            HttpError::Unreachable(message) | HttpError::Unsent(message) => {
                 UpstreamError::Failed { provider, message }
+            }
+            HttpError::Broken(why) => {
+                let message = format!("{why}; it may have read the request, so it isn't sent again");
+                UpstreamError::Cut { provider, message }
             }
             HttpError::Silent => self.silent("nothing", QUESTION),
         }

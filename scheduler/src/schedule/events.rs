@@ -98,7 +98,9 @@ impl Scheduler {
             FailureKind::Invalid | FailureKind::Deadline => return self.end(now, id, Event::Failed(failure)),
             FailureKind::Busy => self.pool.busy(now, node, model),
             FailureKind::NoModel => self.pool.drop_model(node, model),
-            FailureKind::Cancelled | FailureKind::Internal => self.pool.failed(now, node),
+            FailureKind::Cancelled | FailureKind::Internal | FailureKind::Upstream => {
+                self.pool.failed(now, node)
+            }
             // No node has accounts of ours.
             FailureKind::Budget { .. } | FailureKind::Rate { .. } => self.pool.failed(now, node),
         }
@@ -113,22 +115,28 @@ impl Scheduler {
                 self.place(now, id);
             }
             FailureKind::Busy => self.end(now, id, Event::Failed(failure)),
+            FailureKind::Upstream => self.displace_by(now, id, failure),
             _ => self.displace(now, id, failure.message),
         }
     }
 
     /// Takes a request from a node that failed it; it goes on elsewhere, or ends.
     pub(super) fn displace(&mut self, now: Time, id: RequestId, reason: String) {
+        self.displace_by(now, id, Failure { kind: FailureKind::Internal, message: reason });
+    }
+
+    /// The same; if it ends, it ends by that failure.
+    fn displace_by(&mut self, now: Time, id: RequestId, failure: Failure) {
         let Some(request) = self.requests.get_mut(&id) else { return };
         if let Phase::Running(run) = &request.phase {
             request.tried.push(run.node);
         }
         if !self.may_go_on(now, id) {
-            let message = format!("{reason}; by the policy nobody else goes on with it");
-            return self.end_failed(now, id, FailureKind::Internal, message);
+            let message = format!("{}; by the policy nobody else goes on with it", failure.message);
+            return self.end_failed(now, id, failure.kind, message);
         }
         let Some(request) = self.requests.get_mut(&id) else { return };
-        request.trouble = Some(reason);
+        request.trouble = Some(failure);
         self.requeue(now, id, None);
         self.place(now, id);
     }

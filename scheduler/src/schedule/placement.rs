@@ -66,9 +66,12 @@ impl Scheduler {
             return false;
         }
         if request.tried.len() >= self.limits.attempts_max as usize {
-            let reason = request.trouble.clone().unwrap_or_default();
+            let (kind, reason) = request
+                .trouble
+                .as_ref()
+                .map_or((FailureKind::Internal, ""), |last| (last.kind, &last.message));
             let message = format!("{} nodes failed; the last: {reason}", request.tried.len());
-            self.end_failed(now, id, FailureKind::Internal, message);
+            self.end_failed(now, id, kind, message);
             return false;
         }
         if let Some(lack) = self.lacks_tokens(now, id) {
@@ -313,7 +316,7 @@ impl Scheduler {
         let trouble = request.and_then(|r| r.trouble.clone());
         match (refusal, trouble) {
             (Refusal::NoModel | Refusal::Exhausted, Some(trouble)) => {
-                (FailureKind::Internal, format!("{trouble}; no other node can go on with it"))
+                (trouble.kind, format!("{}; no other node can go on with it", trouble.message))
             }
             (Refusal::NoModel, None) => {
                 let why = request.map(|r| self.pool.bring(now, r.ask.model, &self.limits, &|_| false));

@@ -199,7 +199,8 @@ pub(super) fn failure_number(kind: FailureKind) -> u8 {
         FailureKind::Busy => 3,
         FailureKind::Deadline => 4,
         FailureKind::Cancelled => 5,
-        FailureKind::Internal => 6,
+        // Providers aren't behind a wire: version 1 has no number for what they do.
+        FailureKind::Internal | FailureKind::Upstream => 6,
         // A scheduler's own; as for nodes, it is busy.
         FailureKind::Budget { .. } | FailureKind::Rate { .. } => 3,
     }

@@ -66,8 +66,34 @@ async fn retry_after_is_respected() {
 async fn what_fails_before_the_first_token_is_tried_again() {
     check(vec![Script::error(500, "oops"), Script::chat(&["ok"])], "ok", None, 2).await;
     check(vec![Script::error(500, "oops")], "", Some("failed: status 500: oops"), 3).await;
+}
+
+#[tokio::test]
+async fn what_may_have_been_read_is_not_sent_again() {
+    let message = Some("it may have read the request, so it isn't sent again");
+    let gone = Script { dead: true, ending: Ending::Cut, ..Script::error(200, "") };
+    check(vec![gone.clone(), Script::chat(&["twice"])], "", message, 1).await;
     let cut = Script::chat(&["never"]).broken_after(0, Ending::Cut);
-    check(vec![cut, Script::chat(&["ok"])], "ok", None, 2).await;
+    check(vec![cut, Script::chat(&["twice"])], "", Some("broke off its answer"), 1).await;
+    // Not even where the connection was used before, and is closed without a word.
+    let mock = Mock::start(vec![Script::chat(&["ok"]), gone, Script::chat(&["ok"])]);
+    let (upstream, fields) = (upstream(&mock, ""), fields());
+    assert_eq!(read(upstream.ask(&ask(&fields, "")).await.unwrap()).await.0, "ok");
+    let error = upstream.ask(&ask(&fields, "")).await.unwrap_err();
+    assert!(matches!(&error, UpstreamError::Cut { .. }), "{error}");
+    assert_eq!((mock.connections(), mock.seen().len()), (1, 2), "{error}");
+    assert_eq!(read(upstream.ask(&ask(&fields, "")).await.unwrap()).await.0, "ok");
+}
+
+#[tokio::test]
+async fn a_connection_that_was_closed_while_idle_is_opened_anew() {
+    let closed = Script { ending: Ending::Closed, ..Script::chat(&["ok"]) };
+    let mock = Mock::start(vec![closed]);
+    let (upstream, fields) = (upstream(&mock, ""), fields());
+    for times in 1..=3 {
+        assert_eq!(read(upstream.ask(&ask(&fields, "")).await.unwrap()).await.0, "ok");
+        assert_eq!((mock.connections(), mock.seen().len()), (times, times));
+    }
 }
 
 #[tokio::test]
@@ -125,7 +151,7 @@ async fn a_huge_line_is_bounded() {
 #[tokio::test]
 async fn what_is_no_event_stream_is_said_to_be_none() {
     let page = Script::new(200, "text/html", "<h1>Welcome</h1>");
-    check(vec![page], "", Some("it is `text/html`, no event stream: <h1>Welcome</h1>"), 3).await;
+    check(vec![page], "", Some("it is `text/html`, no event stream: <h1>Welcome</h1>"), 1).await;
 }
 
 #[tokio::test]

@@ -19,6 +19,8 @@ pub struct Seen {
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Ending {
     Proper,
+    /// It is whole, and the connection is closed behind it, which nothing announced.
+    Closed,
     /// The connection is closed in the middle.
     Cut,
     /// Nothing more comes.
@@ -32,7 +34,7 @@ pub struct Script {
     pub headers: Vec<(&'static str, String)>,
     /// Before the head.
     pub pause: Duration,
-    /// Nothing at all comes, not even a head.
+    /// Nothing at all comes, not even a head; the connection ends as `ending` says.
     pub dead: bool,
     /// Each behind a pause.
     pub pieces: Vec<(Duration, Vec<u8>)>,
@@ -183,6 +185,10 @@ fn answer(stream: &TcpStream, state: &State) -> std::io::Result<bool> {
 fn play(mut stream: &TcpStream, script: &Script) -> std::io::Result<bool> {
     std::thread::sleep(script.pause);
     if script.dead {
+        if script.ending == Ending::Cut {
+            stream.shutdown(std::net::Shutdown::Both)?;
+            return Ok(false);
+        }
         return wait_for_end(stream);
     }
     let mut head = format!("HTTP/1.1 {} Mock\r\ntransfer-encoding: chunked\r\n", script.status);
@@ -202,6 +208,11 @@ fn play(mut stream: &TcpStream, script: &Script) -> std::io::Result<bool> {
     }
     match script.ending {
         Ending::Proper => stream.write_all(b"0\r\n\r\n").map(|()| true),
+        Ending::Closed => {
+            stream.write_all(b"0\r\n\r\n")?;
+            stream.shutdown(std::net::Shutdown::Both)?;
+            Ok(false)
+        }
         Ending::Cut => {
             stream.shutdown(std::net::Shutdown::Both)?;
             Ok(false)

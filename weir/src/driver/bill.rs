@@ -144,6 +144,7 @@ fn word(kind: FailureKind) -> &'static str {
         FailureKind::Deadline => "deadline",
         FailureKind::Cancelled => "cancelled",
         FailureKind::Internal => "failed",
+        FailureKind::Upstream => "upstream",
         FailureKind::Budget { .. } => "budget",
         FailureKind::Rate { .. } => "rate",
     }

@@ -131,14 +131,14 @@ impl Pump {
         let kind = match error {
             // Another may take it as it is.
             UpstreamError::Invalid { .. } | UpstreamError::NoModel { .. } if !ask.otherwise.is_empty() => {
-                FailureKind::Internal
+                FailureKind::Upstream
             }
             UpstreamError::Invalid { .. } | UpstreamError::NoModel { .. } => FailureKind::Invalid,
             UpstreamError::Busy { after, .. } => {
                 self.tell(Command::FromNode { node: self.node, from: FromNode::Pause(*after) }).await;
                 FailureKind::Busy
             }
-            _ => FailureKind::Internal,
+            _ => FailureKind::Upstream,
         };
         if let UpstreamError::Key { provider, status, remedy, .. } = error {
             // What it says is told to the client; it may repeat what was asked.

@@ -131,6 +131,7 @@ pub(super) fn error_type(kind: FailureKind) -> &'static str {
         FailureKind::Deadline => "deadline",
         FailureKind::Cancelled => "cancelled",
         FailureKind::Internal => "internal",
+        FailureKind::Upstream => "upstream",
         FailureKind::Budget { .. } => "budget",
         FailureKind::Rate { .. } => "rate",
     }
