@@ -4,6 +4,9 @@ use crate::{anthropic, openai};
 use serde_json::{Map, Value};
 use std::collections::VecDeque;
 
+/// Parts with an index, the last of them, that are looked at for the one that goes on: nobody makes so many tool calls.
+const PARTS_MAX: usize = 256;
+
 /// A piece of an answer.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Piece {
@@ -59,9 +62,8 @@ fn merge_value(before: &mut Value, next: Value) {
         (Value::Array(before), Value::Array(next)) => {
             for value in next {
                 let index = value.get("index").and_then(Value::as_u64);
-                let same =
-                    |old: &&mut Value| index.is_some() && old.get("index").and_then(Value::as_u64) == index;
-                match before.iter_mut().find(same) {
+                let is_same = |old: &&mut Value| old.get("index").and_then(Value::as_u64) == index;
+                match index.and_then(|_| before.iter_mut().rev().take(PARTS_MAX).find(is_same)) {
                     Some(old) => merge_value(old, value),
                     None => before.push(value),
                 }
@@ -190,6 +192,15 @@ mod tests {
             "reasoning_content": "hm",
         });
         assert_eq!(Value::Object(piece.rest), expected);
+    }
+
+    #[test]
+    fn very_many_parts_take_no_long_time() {
+        let parts: Vec<Value> = (0..50_000).map(|n| json!({ "index": n })).collect();
+        let (mut before, next) = (Value::Array(parts.clone()), Value::Array(parts));
+        let began = std::time::Instant::now();
+        merge_value(&mut before, next);
+        assert!(began.elapsed().as_secs() < 20, "{:?}", began.elapsed());
     }
 
     #[test]
