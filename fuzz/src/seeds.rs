@@ -1,5 +1,6 @@
 //! Writes files to start from into folders of the one that is its argument: for `reader` a very small model of every family,
-//! and a header with a value of every type; for `frames` the golden frames; for `policies` the shipped ones.
+//! and a header with a value of every type; for `frames` the golden frames; for `policies` the shipped ones; for `streams`
+//! an answer of each dialect.
 #![allow(dead_code)] // the sources are whole, and not all of them is used here
 
 #[path = "../../backends/src/gguf/mod.rs"]
@@ -23,8 +24,9 @@ const FRAMES: &str = include_str!("../../transport/tests/golden/frames.txt");
 
 fn main() -> std::io::Result<()> {
     let folder = std::env::args().nth(1).unwrap_or_else(|| "corpus".into());
-    let [reader, frames, policies] = ["reader", "frames", "policies"].map(|target| Path::new(&folder).join(target));
-    for folder in [&reader, &frames, &policies] {
+    let [reader, frames, policies, streams] =
+        ["reader", "frames", "policies", "streams"].map(|target| Path::new(&folder).join(target));
+    for folder in [&reader, &frames, &policies, &streams] {
         std::fs::create_dir_all(folder)?;
     }
     golden_frames(&frames)?;
@@ -32,8 +34,34 @@ fn main() -> std::io::Result<()> {
         std::fs::write(policies.join(policy.name), policy.text)?;
         std::fs::write(policies.join(format!("{}.test", policy.name)), policy.table)?;
     }
+    for (name, dialect, events) in STREAMS {
+        let events: String = events.iter().map(|data| format!("data: {data}\n\n")).collect();
+        std::fs::write(streams.join(name), [&[dialect, 7], events.as_bytes()].concat())?;
+    }
     models(&reader)
 }
+
+/// Answers with all that they may have: their name, their dialect's number, and the data of their events.
+const STREAMS: [(&str, u8, &[&str]); 2] = [
+    ("openai", 0, &[
+        r#"{"object":"chat.completion.chunk","choices":[{"index":0,"delta":{"role":"assistant","content":"Hi"},"logprobs":{"content":[{"token":"Hi","logprob":-0.1}]}}],"usage":null}"#,
+        r#"{"choices":[{"delta":{"reasoning_content":"hm","tool_calls":[{"index":0,"id":"a","type":"function","function":{"name":"f","arguments":"{"}}]}}]}"#,
+        r#"{"choices":[{"delta":{"tool_calls":[{"index":0,"function":{"arguments":"}"}}]},"finish_reason":"tool_calls"}]}"#,
+        r#"{"choices":[],"usage":{"prompt_tokens":7,"completion_tokens":3,"cost":0.1,"prompt_tokens_details":{"cached_tokens":2}}}"#,
+        "[DONE]",
+    ]),
+    ("anthropic", 1, &[
+        r#"{"type":"message_start","message":{"usage":{"input_tokens":10,"output_tokens":1,"cache_read_input_tokens":2}}}"#,
+        r#"{"type":"content_block_start","index":0,"content_block":{"type":"text","text":""}}"#,
+        r#"{"type":"content_block_delta","index":0,"delta":{"type":"text_delta","text":" blue"}}"#,
+        r#"{"type":"content_block_start","content_block":{"type":"tool_use","id":"a","name":"f"}}"#,
+        r#"{"type":"content_block_delta","delta":{"type":"input_json_delta","partial_json":"{}"}}"#,
+        r#"{"type":"content_block_delta","delta":{"type":"thinking_delta","thinking":"hm"}}"#,
+        r#"{"type":"message_delta","delta":{"stop_reason":"tool_use"},"usage":{"output_tokens":2}}"#,
+        r#"{"type":"message_stop"}"#,
+        r#"{"type":"error","error":{"type":"overloaded_error","message":"no"}}"#,
+    ]),
+];
 
 /// Each alone as its body and kind, and all of them as a stream.
 fn golden_frames(folder: &Path) -> std::io::Result<()> {

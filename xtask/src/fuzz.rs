@@ -1,4 +1,5 @@
-//! Fuzzing what reads bytes from outside (model files, frames, policies) with libFuzzer, on the stable toolchain. See fuzz/README.md.
+//! Fuzzing what reads bytes from outside (model files, frames, policies, providers' streams) with libFuzzer, on the
+//! stable toolchain. See fuzz/README.md.
 use crate::run::{cargo, check, output, program};
 use anyhow::{Result, bail};
 
@@ -10,7 +11,8 @@ const BUILD: [&str; 5] =
     ["run", "--release", "--quiet", "--manifest-path=fuzz/Cargo.toml", "--target-dir=target/fuzz"];
 const CORPUS: &str = "target/fuzz/corpus";
 /// The targets, and the longest inputs that they are given.
-const TARGETS: [(&str, u32); 3] = [("reader", 16_384), ("frames", 4096), ("policies", 4096)];
+const TARGETS: [(&str, u32); 4] =
+    [("reader", 16_384), ("frames", 4096), ("policies", 4096), ("streams", 4096)];
 
 /// Fuzzes all targets, or one, for so many seconds altogether; an error if an input was found that panics, hangs, or takes
 /// much memory.
