@@ -10,6 +10,8 @@ mod footprint;
 mod keys;
 #[path = "whole/lan.rs"]
 mod lan;
+#[path = "whole/llmock.rs"]
+mod llmock;
 #[path = "../../upstream/tests/suite/mock.rs"]
 #[expect(dead_code, reason = "the provider's own tests use all of it")]
 mod mock;

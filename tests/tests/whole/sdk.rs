@@ -61,7 +61,7 @@ fn client<'a>(command: &'a mut Command, address: &str, name: &str) -> &'a mut Co
     command.env("ANTHROPIC_BASE_URL", address).env("ANTHROPIC_API_KEY", KEY).env("MODEL", name)
 }
 
-fn run(command: &mut Command) {
+pub(super) fn run(command: &mut Command) {
     let output = command.output().unwrap_or_else(|e| panic!("{command:?}: {e}"));
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     assert!(
@@ -128,7 +128,7 @@ fn node_environment(name: &str, from: &Path, scripts: &[&str]) -> Option<PathBuf
 }
 
 /// A folder that `prepare` has filled, once for each content of `pins`.
-fn prepared(name: &str, pins: &Path, prepare: impl Fn(&Path)) -> PathBuf {
+pub(super) fn prepared(name: &str, pins: &Path, prepare: impl Fn(&Path)) -> PathBuf {
     static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
     let _turn = ONE_AT_A_TIME.lock();
     let pins = std::fs::read(pins).expect("the pins are in the repository");
