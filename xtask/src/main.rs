@@ -34,7 +34,7 @@ cargo xtask telemetry             a real Prometheus and Phoenix look at a cluste
 cargo xtask deploy                writes the dashboards, checks the chart, the compose file, units and alert rules
 cargo xtask web                   the browser's engine and SDK, in web/dist, and the gateway's pages, in web/site
 cargo xtask web test              the same, and its tests in Chromium
-cargo xtask fuzz [TARGET] [SECONDS] fuzzes what reads model files (reader), frames (frames), policies (policies)";
+cargo xtask fuzz [TARGET] [SECONDS] fuzzes what reads model files (reader), frames, policies, providers' streams (streams)";
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
