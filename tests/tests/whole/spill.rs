@@ -244,5 +244,9 @@ fn a_provider_that_has_enough_or_hangs_is_followed_by_a_node_of_our_own() {
     let (status, reply) = house.chat(&ask("mock/m", &["null"]));
     assert_eq!((status, house.mock.seen().len()), (200, 2), "{reply}");
     assert!(started.elapsed() < Duration::from_secs(30), "{:?}", started.elapsed());
-    assert_eq!(reply["weir"]["cost_usd"], 0.0, "nothing came of it: {reply}");
+    let cost = reply["weir"]["cost_usd"].as_f64().unwrap();
+    assert!(
+        cost > 0.0 && cost < 1e-4,
+        "who hangs may have read the prompt, and that is reckoned with: {reply}"
+    );
 }
