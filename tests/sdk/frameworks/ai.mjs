@@ -39,8 +39,10 @@ const checks = {
     const answer = await generateText({
       model, prompt: 'The weather in Ulm?', tools: { forecast }, toolChoice: 'required', maxOutputTokens: 300, maxRetries: 0,
       stopWhen: stepCountIs(1),
+      // a small model goes on calling
+      providerOptions: { weir: { parallel_tool_calls: false }, anthropic: { disableParallelToolUse: true } },
     });
-    assert(called.length > 0 && answer.finishReason === 'tool-calls', JSON.stringify(answer.content));
+    assert(called.length === 1 && answer.finishReason === 'tool-calls', JSON.stringify(answer.content));
     const on = await generateText({
       model, messages: [{ role: 'user', content: 'The weather in Ulm?' }, ...answer.response.messages], maxOutputTokens: 8,
       tools: { forecast }, toolChoice: 'none', maxRetries: 0,

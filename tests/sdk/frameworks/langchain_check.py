@@ -19,7 +19,7 @@ class Forecast(BaseModel):
     days: int = Field(ge=1, le=14)
 
 
-@tool
+@tool(args_schema=Forecast)
 def forecast(town: str, days: int) -> str:
     """What the weather will be in a town."""
     return f"{days} days of rain in {town}"
@@ -43,12 +43,14 @@ def chat(responses):
 
 def structured(_responses):
     for method in ("json_schema", "function_calling"):
-        answer = model(False).with_structured_output(Forecast, method=method).invoke("The weather in Ulm?")
+        # strict: else a model that says anything may add fields for ever
+        llm = model(False).with_structured_output(Forecast, method=method, strict=True)
+        answer = llm.invoke("The weather in Ulm?")
         assert isinstance(answer, Forecast), (method, answer)
 
 
 def tools(_responses):
-    llm = model(False).bind_tools([forecast], tool_choice="required")
+    llm = model(False).bind_tools([forecast], tool_choice="required", strict=True, parallel_tool_calls=False)
     answer = llm.invoke("The weather in Ulm?")
     assert answer.tool_calls and answer.tool_calls[0]["name"] == "forecast", answer
     result = forecast.invoke(answer.tool_calls[0])
