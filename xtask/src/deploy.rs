@@ -144,7 +144,9 @@ mod tests {
     fn dashboards_are_what_the_code_says() {
         for dashboard in ALL {
             let there = std::fs::read_to_string(path(dashboard.name)).unwrap_or_default();
-            assert!(there == text(dashboard), "{}: run `cargo xtask deploy`", dashboard.name);
+            // fields have another order where a crate built beside this one asks for it
+            let value = |text: &str| serde_json::from_str::<serde_json::Value>(text).ok();
+            assert!(value(&there) == value(&text(dashboard)), "{}: run `cargo xtask deploy`", dashboard.name);
         }
     }
 }
