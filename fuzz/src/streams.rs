@@ -23,10 +23,9 @@ use told::{Fault, Piece, Reader, Told};
 
 libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
     let [dialect, cut, bytes @ ..] = bytes else { return };
-    let reader = || match dialect % 3 {
+    let reader = || match dialect % 5 {
         0 => Reader::OpenAi(openai::Reader),
-        1 => Reader::Anthropic(anthropic::Reader::new(false)),
-        _ => Reader::Anthropic(anthropic::Reader::new(true)),
+        which => Reader::Anthropic(anthropic::Reader::new(which % 2 == 0, which > 2)),
     };
     let whole = read(reader(), bytes, bytes.len().max(1));
     let pieces = read(reader(), bytes, usize::from(*cut).max(1));
