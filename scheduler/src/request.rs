@@ -272,6 +272,23 @@ pub enum FailureKind {
     Upstream,
 }
 
+impl FailureKind {
+    /// One word for it, of which there are few: for metrics, traces and accounts.
+    pub fn word(self) -> &'static str {
+        match self {
+            FailureKind::Invalid => "invalid",
+            FailureKind::NoModel => "no_model",
+            FailureKind::Busy => "busy",
+            FailureKind::Deadline => "deadline",
+            FailureKind::Cancelled => "cancelled",
+            FailureKind::Internal => "internal",
+            FailureKind::Upstream => "upstream",
+            FailureKind::Budget { .. } => "budget",
+            FailureKind::Rate { .. } => "rate",
+        }
+    }
+}
+
 /// Why a generation ended without finishing.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Failure {

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 use tokio::sync::oneshot;
-use weir_scheduler::{Entry, Event, FailureKind, Finish, Generate, KeyId, ModelId, RequestId};
+use weir_scheduler::{Entry, Event, Finish, Generate, KeyId, ModelId, RequestId};
 
 /// The conductor's way to the books, if there are any.
 #[derive(Default)]
@@ -94,7 +94,7 @@ impl Bills {
         let (end, usage) = match event {
             Event::Finished { reason: Finish::Stop, usage, .. } => ("stop", Some(usage)),
             Event::Finished { reason: Finish::Length, usage, .. } => ("length", Some(usage)),
-            Event::Failed(failure) => (word(failure.kind), None),
+            Event::Failed(failure) => (failure.kind.word(), None),
             Event::Token(_) => return,
         };
         let (prompt_tokens, output_tokens) = match usage {
@@ -133,19 +133,5 @@ impl Bills {
         if let Some(books) = &self.books {
             books.settle(entries);
         }
-    }
-}
-
-fn word(kind: FailureKind) -> &'static str {
-    match kind {
-        FailureKind::Invalid => "invalid",
-        FailureKind::NoModel => "no_model",
-        FailureKind::Busy => "busy",
-        FailureKind::Deadline => "deadline",
-        FailureKind::Cancelled => "cancelled",
-        FailureKind::Internal => "failed",
-        FailureKind::Upstream => "upstream",
-        FailureKind::Budget { .. } => "budget",
-        FailureKind::Rate { .. } => "rate",
     }
 }

@@ -20,6 +20,18 @@ use std::time::Duration;
 use weir_backends::text::Wishes;
 use weir_scheduler::{ModelId, Priority, Sampling};
 
+/// Fields that only we, or servers like us, know; they mean the same in every API.
+pub(super) const OURS: [&str; 8] = [
+    "min_p",
+    "repetition_penalty",
+    "frequency_penalty",
+    "presence_penalty",
+    "logit_bias",
+    "seed",
+    "ignore_eos",
+    "weir",
+];
+
 /// Which API a request came through.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Api {

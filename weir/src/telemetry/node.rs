@@ -1,10 +1,10 @@
 //! What a node did for an attempt: its own span and its device's, in the trace that came with the frame.
 use super::Telemetry;
 use super::names;
-use super::served::error_type;
 use super::span::{Attributes, SAMPLED, Span, SpanKind, ago, new_id};
 use std::time::{Duration, SystemTime};
 use weir_node::{Ran, Watch};
+use weir_scheduler::FailureKind;
 
 /// Makes spans of what a node ran.
 #[derive(Clone, Debug)]
@@ -23,7 +23,7 @@ impl Watch for Watcher {
             return;
         }
         let now = SystemTime::now();
-        let error = ran.failed.map(error_type).or((!ran.ended).then_some("cancelled"));
+        let error = ran.failed.map(FailureKind::word).or((!ran.ended).then_some("cancelled"));
         let mut attributes: Attributes = vec![
             (names::NODE, ran.node.into()),
             (names::MODEL, ran.model.into()),

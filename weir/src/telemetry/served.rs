@@ -107,7 +107,7 @@ impl Served {
     /// One of its answers won't come.
     pub fn failed(&self, kind: FailureKind) {
         let mut state = self.state();
-        state.error.get_or_insert(error_type(kind));
+        state.error.get_or_insert(kind.word());
         if state.status == 0 && state.first.is_some() {
             // The status has long been sent.
             state.status = 200;
@@ -119,21 +119,6 @@ impl Served {
         let mut state = self.state();
         state.status = status;
         state.error = state.error.or(code).or(Some("invalid"));
-    }
-}
-
-/// By the conventions a class of errors, of which there are few.
-pub(super) fn error_type(kind: FailureKind) -> &'static str {
-    match kind {
-        FailureKind::Invalid => "invalid",
-        FailureKind::NoModel => "no_model",
-        FailureKind::Busy => "busy",
-        FailureKind::Deadline => "deadline",
-        FailureKind::Cancelled => "cancelled",
-        FailureKind::Internal => "internal",
-        FailureKind::Upstream => "upstream",
-        FailureKind::Budget { .. } => "budget",
-        FailureKind::Rate { .. } => "rate",
     }
 }
 

@@ -1,7 +1,6 @@
 //! A request on its way through the scheduler: what was decided, and what became of each attempt.
 use super::Telemetry;
 use super::names::{self, Operation};
-use super::served::error_type;
 use super::span::{Attribute, Attributes, SAMPLED, Span, SpanEvent, SpanKind, ago, new_id};
 use crate::driver::ServedModel;
 use std::sync::Arc;
@@ -162,7 +161,7 @@ impl Trail {
 
     /// A node failed it.
     pub fn attempt_failed(&mut self, attempt: u32, kind: FailureKind) {
-        self.over(attempt, Err(error_type(kind)), None);
+        self.over(attempt, Err(kind.word()), None);
     }
 
     /// An attempt's stream broke.
@@ -202,7 +201,7 @@ impl Trail {
 
     /// It ends without an answer.
     pub fn refused(&mut self, kind: FailureKind) {
-        let why = error_type(kind);
+        let why = kind.word();
         self.telemetry.meters().refusals.add(&[why], 1.0);
         self.event(names::REFUSED, || vec![(names::ERROR, why.into())]);
         self.ended = Some(Err(why));

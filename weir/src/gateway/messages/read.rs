@@ -1,36 +1,11 @@
 //! From Anthropic's request to the chat that it is: what all models can be asked, in OpenAI's form.
 use crate::gateway::error::ApiError;
 use crate::gateway::fields::{Fields, wrong_type};
-use crate::gateway::request::{Translated, missing};
+use crate::gateway::request::{OURS, Translated, missing};
 use serde_json::{Map, Value, json};
 
-/// Fields that mean the same in both APIs, or that only we know.
-const SAME: [&str; 13] = [
-    "model",
-    "temperature",
-    "top_p",
-    "top_k",
-    "min_p",
-    "repetition_penalty",
-    "frequency_penalty",
-    "presence_penalty",
-    "logit_bias",
-    "seed",
-    "ignore_eos",
-    "stream",
-    "weir",
-];
-/// Those of them that Anthropic doesn't have.
-const OURS: [&str; 8] = [
-    "min_p",
-    "repetition_penalty",
-    "frequency_penalty",
-    "presence_penalty",
-    "logit_bias",
-    "seed",
-    "ignore_eos",
-    "weir",
-];
+/// Fields that mean the same in both APIs.
+const SAME: [&str; 5] = ["model", "temperature", "top_p", "top_k", "stream"];
 /// Stop sequences that are taken.
 const STOPS_MAX: usize = 16;
 
@@ -38,7 +13,7 @@ const STOPS_MAX: usize = 16;
 pub(in crate::gateway) fn read(mut fields: Fields, counts: bool) -> Result<Translated, ApiError> {
     let mut native = fields.copy();
     let mut chat = Map::new();
-    for name in SAME {
+    for name in SAME.into_iter().chain(OURS) {
         chat.extend(fields.take(name).map(|value| (name.to_owned(), value)));
     }
     if let Some(temperature) = chat.get("temperature") {

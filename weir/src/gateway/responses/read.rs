@@ -2,26 +2,18 @@
 use super::store::{Owner, Store};
 use crate::gateway::error::ApiError;
 use crate::gateway::fields::{Fields, wrong_type};
-use crate::gateway::request::{Translated, missing};
+use crate::gateway::request::{OURS, Translated, missing};
 use serde_json::{Map, Value, json};
 use std::sync::Arc;
 
-/// Fields that mean the same in both APIs, or that only we know.
-const SAME: [&str; 17] = [
+/// Fields that mean the same in both APIs.
+const SAME: [&str; 9] = [
     "model",
     "temperature",
     "top_p",
     "top_k",
-    "min_p",
-    "repetition_penalty",
-    "frequency_penalty",
-    "presence_penalty",
-    "logit_bias",
-    "seed",
     "stop",
-    "ignore_eos",
     "stream",
-    "weir",
     "parallel_tool_calls",
     "user",
     "tool_choice",
@@ -58,7 +50,7 @@ pub(in crate::gateway) fn read(
     refuse(&mut fields)?;
     let mut repeated = repeated(&fields);
     let mut chat = Map::new();
-    for name in SAME {
+    for name in SAME.into_iter().chain(OURS) {
         chat.extend(fields.take(name).map(|value| (name.to_owned(), value)));
     }
     if let Some(most) = fields.integer("max_output_tokens", 1..=i64::from(u32::MAX))? {
