@@ -126,6 +126,8 @@ pub(crate) struct Ledger {
     everybody: Vec<Limit>,
     accounts: BTreeMap<Account, Balance>,
     under_way: BTreeMap<(RequestId, u32), UnderWay>,
+    /// The minute in which accounts whose windows are over were forgotten last.
+    swept: i64,
 }
 
 /// An attempt.
@@ -279,7 +281,10 @@ impl Ledger {
     }
 
     fn open(&mut self, account: &Account, limit: u64, window: i64, unix_s: i64) -> &mut Balance {
-        if self.accounts.len() >= ACCOUNTS_MAX && !self.accounts.contains_key(account) {
+        // Once a minute: windows don't end more often.
+        let minute = unix_s.div_euclid(60);
+        if self.accounts.len() >= ACCOUNTS_MAX && self.swept != minute {
+            self.swept = minute;
             self.accounts.retain(|account, balance| {
                 balance.reserved > 0 || balance.window >= account.period.window(unix_s)
             });

@@ -236,9 +236,12 @@ impl Pool {
             Trust::Own | Trust::Guest => _ = self.providers.remove(&id),
         }
         node.trust = profile.trust;
-        // Anybody can say anything of himself.
-        node.labels = if profile.trust == Trust::Guest { Vec::new() } else { profile.labels };
-        (node.devices, node.bandwidth, node.price) = (profile.devices, profile.bandwidth, profile.price);
+        // Anybody can say anything of himself, and nobody pays for it.
+        (node.labels, node.price) = match profile.trust {
+            Trust::Guest => (Vec::new(), Price::default()),
+            Trust::Own | Trust::Provider => (profile.labels, profile.price),
+        };
+        (node.devices, node.bandwidth) = (profile.devices, profile.bandwidth);
         node.heard = now;
         let mut new = Vec::new();
         for mut held in profile.models {

@@ -19,6 +19,7 @@ mod start;
 mod stock;
 
 use crate::cluster::Cluster;
+use crate::keys::Keys;
 use crate::telemetry::{Operation, Telemetry};
 use attendant::Gate;
 use conductor::Command;
@@ -33,14 +34,14 @@ pub use start::{
     DeviceChoice, DeviceOptions, DriverConfig, DriverError, ModelSource, ModelSpec, load_all, worker,
 };
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 pub use stock::{stock, stock_here};
 use tokio::sync::{mpsc, oneshot, watch};
 use weir_backends::text::{ChatTemplate, Tokenizer};
 use weir_node::{Machine, Resident, Stock, Worker};
 use weir_scheduler::{
-    Allowance, Clock, Event, Failure, FailureKind, Generate, KeyId, Load, ModelId, Policy, RequestId, Wanted,
+    Allowance, Clock, Event, Failure, FailureKind, Generate, Load, ModelId, Policy, RequestId, Wanted,
 };
 use weir_transport::{Link, PublicKey};
 
@@ -166,7 +167,7 @@ struct Inner {
     local: Worker,
     /// Nodes connected.
     nodes: watch::Receiver<usize>,
-    allowed: Mutex<Allowed>,
+    allowed: tokio::sync::Mutex<Allowed>,
     telemetry: Telemetry,
     next_request: AtomicU64,
     next_node: Arc<AtomicU64>,
@@ -303,23 +304,24 @@ impl Driver {
     }
 
     /// The names of keys, and what may be spent by them, from now on.
-    pub async fn set_keys(&self, names: BTreeMap<KeyId, Arc<str>>, allowances: Vec<Allowance>) {
+    pub async fn set_keys(&self, keys: &Keys) {
+        let mut allowed = self.inner.allowed.lock().await;
         // Without a conductor nothing is spent anyway.
-        _ = self.inner.commands.send(Command::Keys(names)).await;
-        self.allow(|allowed| allowed.keys = allowances).await;
+        _ = self.inner.commands.send(Command::Keys(keys.names())).await;
+        allowed.keys = keys.allowances();
+        self.allow(&allowed).await;
     }
 
     /// What may be spent by the policy, from now on.
     pub async fn set_policy_allowances(&self, allowances: Vec<Allowance>) {
-        self.allow(|allowed| allowed.policy = allowances).await;
+        let mut allowed = self.inner.allowed.lock().await;
+        allowed.policy = allowances;
+        self.allow(&allowed).await;
     }
 
-    async fn allow(&self, change: impl FnOnce(&mut Allowed)) {
-        let all = {
-            let mut allowed = self.inner.allowed.lock().unwrap_or_else(PoisonError::into_inner);
-            change(&mut allowed);
-            allowed.keys.iter().chain(&allowed.policy).cloned().collect()
-        };
+    /// Sent while they are held, so that the last to change them is the last to be heard.
+    async fn allow(&self, allowed: &Allowed) {
+        let all = allowed.keys.iter().chain(&allowed.policy).cloned().collect();
         _ = self.inner.commands.send(Command::Allow(all)).await;
     }
 

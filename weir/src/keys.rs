@@ -8,7 +8,7 @@ use redb::TableDefinition;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use std::collections::{BTreeMap, HashMap};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::{SystemTime, UNIX_EPOCH};
 pub use text::{Bound, tag};
 use weir_scheduler::{Allowance, KeyId, Who};
@@ -117,7 +117,8 @@ impl Key {
     /// Puts its tags in the place of those of the same names.
     pub fn force_tags(&self, tags: &mut Vec<(String, String)>) {
         tags.retain(|(name, _)| self.tags.iter().all(|(forced, _)| forced != name));
-        tags.extend(self.tags.iter().cloned());
+        // First, since not all may be kept.
+        tags.splice(0..0, self.tags.iter().cloned());
     }
 
     /// Whether it is good for anything at that time.
@@ -134,6 +135,10 @@ impl Key {
 #[derive(Debug)]
 pub struct Keys {
     state: State,
+    /// One is made or revoked at a time; whoever asks doesn't wait for the disk.
+    changing: Mutex<()>,
+    /// There are some, though perhaps none that can be read: a later program may have written them.
+    some: bool,
     ring: RwLock<Ring>,
 }
 
@@ -159,16 +164,21 @@ impl Keys {
         for (_, key) in state.all(KEYS, |_| ())? {
             ring.put(Arc::new(key));
         }
-        Ok(Keys { state, ring: RwLock::new(ring) })
+        let some = state.count(KEYS)? > 0;
+        Ok(Keys { state, changing: Mutex::new(()), some, ring: RwLock::new(ring) })
     }
 
     fn read(&self) -> std::sync::RwLockReadGuard<'_, Ring> {
         self.ring.read().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn put(&self, key: Arc<Key>) {
+        self.ring.write().unwrap_or_else(PoisonError::into_inner).put(key);
+    }
+
     /// Whether there never was one: then nobody is asked for any.
     pub fn is_empty(&self) -> bool {
-        self.read().names.is_empty()
+        !self.some && self.read().names.is_empty()
     }
 
     /// Makes a key, and returns its secret, which is not kept. Blocks until it is on disk.
@@ -181,7 +191,8 @@ impl Keys {
         let random = rustls::crypto::ring::default_provider().secure_random;
         random.fill(&mut secret).map_err(|_| KeyError::Random)?;
         let secret = format!("{MARK}{}", hex(&secret));
-        let mut ring = self.ring.write().unwrap_or_else(PoisonError::into_inner);
+        let _changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
+        let ring = self.read();
         if ring.names.get(&new.name).is_some_and(|key| key.state(now) != Err(Refused::Revoked)) {
             return Err(KeyError::Twice(new.name));
         }
@@ -199,19 +210,20 @@ impl Keys {
             models: new.models,
             tags: new.tags,
         });
+        drop(ring);
         self.state.set(KEYS, key.name.as_str(), Some(&*key))?;
-        ring.put(key.clone());
+        self.put(key.clone());
         Ok((key, secret))
     }
 
     /// A key is good for nothing from now on. Blocks until that is on disk.
     pub fn revoke(&self, name: &str) -> Result<(), KeyError> {
-        let mut ring = self.ring.write().unwrap_or_else(PoisonError::into_inner);
-        let key =
-            ring.names.get(name).ok_or_else(|| KeyError::Unknown(name.chars().take(NAME_MAX).collect()))?;
-        let revoked = Arc::new(Key { revoked: true, ..Key::clone(key) });
+        let _changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
+        let key = self.read().names.get(name).cloned();
+        let key = key.ok_or_else(|| KeyError::Unknown(name.chars().take(NAME_MAX).collect()))?;
+        let revoked = Arc::new(Key { revoked: true, ..Key::clone(&key) });
         self.state.set(KEYS, name, Some(&*revoked))?;
-        ring.put(revoked);
+        self.put(revoked);
         Ok(())
     }
 
@@ -234,14 +246,14 @@ impl Keys {
         self.read().names.values().map(|key| (KeyId(key.number), key.name.as_str().into())).collect()
     }
 
-    /// What may be spent by them.
+    /// What may be spent by them: by revoked ones too, of which requests may still wait.
     pub fn allowances(&self) -> Vec<Allowance> {
         let of = |key: &Arc<Key>| {
             let who = Who::Key(key.name.as_str().into());
             let each = key.limits.iter().map(move |bound| Allowance { who: who.clone(), limit: bound.0 });
             each.collect::<Vec<_>>()
         };
-        self.read().names.values().filter(|key| !key.revoked).flat_map(of).collect()
+        self.read().names.values().flat_map(of).collect()
     }
 }
 
@@ -312,6 +324,6 @@ mod tests {
         let pair = |name: &str, value: &str| (name.to_owned(), value.to_owned());
         let mut tags = vec![pair("team", "blue"), pair("user", "u"), pair("team", "green")];
         key.force_tags(&mut tags);
-        assert_eq!(tags, [pair("user", "u"), pair("team", "red")]);
+        assert_eq!(tags, [pair("team", "red"), pair("user", "u")]);
     }
 }

@@ -1,6 +1,6 @@
 //! What a scheduler remembers on disk: one redb file in its state folder, which one process at a time has open. Who belongs
 //! to the cluster, API keys and what they have spent are tables of it.
-use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
+use redb::{Database, ReadableDatabase, ReadableTable, ReadableTableMetadata as _, TableDefinition};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::path::{Path, PathBuf};
@@ -96,6 +96,14 @@ impl State {
                 }
             }
             Ok(write.commit()?)
+        })
+    }
+
+    /// How many entries a table has, those that can't be read included.
+    pub(crate) fn count<K: redb::Key + 'static>(&self, table: Table<K>) -> Result<u64, StateError> {
+        self.told(|| match self.database.begin_read()?.open_table(table) {
+            Err(redb::TableError::TableDoesNotExist(_)) => Ok(0),
+            table => Ok(table?.len()?),
         })
     }
 

@@ -69,13 +69,15 @@ impl Scheduler {
     /// A run is over: what it took is spent, the rest of what was reserved is free. `before`: tokens of the request that were
     /// settled before.
     pub(super) fn settle(&mut self, ask: &Generate, run: &Run, before: u64) {
-        let provider = self.pool.node(run.node).is_some_and(|node| node.trust == Trust::Provider);
+        let trust = self.pool.node(run.node).map(|node| node.trust);
+        let provider = trust == Some(Trust::Provider);
+        let believed = provider || trust == Some(Trust::Own);
         // Whoever is stopped at a provider's before its first word has been read all the same.
         let read = run.first.is_some() || (run.stopped && provider);
         let nano_usd = run.price.of(if read { run.given } else { 0 }, u64::from(run.tokens));
         let prompt_due = if before > 0 { 0 } else { ask.prompt.len() as u64 };
         let own = if run.first.is_some() { prompt_due + u64::from(run.tokens) } else { 0 };
-        let tokens = if run.said > 0 { u64::from(run.said).saturating_sub(before) } else { own };
+        let tokens = if run.said > 0 && believed { u64::from(run.said).saturating_sub(before) } else { own };
         if let Some(request) = self.requests.get_mut(&ask.request) {
             request.tokens_counted += tokens;
         }

@@ -95,14 +95,16 @@ impl Scheduler {
     fn node_failed(&mut self, now: Time, node: NodeId, id: RequestId, failure: Failure) {
         let Some(model) = self.requests.get(&id).map(|request| request.ask.model) else { return };
         match failure.kind {
-            FailureKind::Invalid | FailureKind::Deadline => return self.end(now, id, Event::Failed(failure)),
+            // Of accounts, only our own driver speaks: what it could not write down is no node's fault.
+            FailureKind::Invalid
+            | FailureKind::Deadline
+            | FailureKind::Budget { .. }
+            | FailureKind::Rate { .. } => return self.end(now, id, Event::Failed(failure)),
             FailureKind::Busy => self.pool.busy(now, node, model),
             FailureKind::NoModel => self.pool.drop_model(node, model),
             FailureKind::Cancelled | FailureKind::Internal | FailureKind::Upstream => {
                 self.pool.failed(now, node)
             }
-            // No node has accounts of ours.
-            FailureKind::Budget { .. } | FailureKind::Rate { .. } => self.pool.failed(now, node),
         }
         if self.falls_back(now, id, node, false) {
             return;

@@ -124,7 +124,7 @@ impl Serve {
             };
             keep_time(driver.clone()).await;
             if let Some((_, Accounts { keys, .. })) = &accounts {
-                driver.set_keys(keys.names(), keys.allowances()).await;
+                driver.set_keys(keys).await;
             }
             if let Some(policy) = policy {
                 policy.follow(driver.clone()).await?;

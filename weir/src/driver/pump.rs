@@ -55,8 +55,10 @@ impl Pump {
     pub async fn is_paid(&self, receipt: Option<Receipt>) -> bool {
         let Some(receipt) = receipt else { return true };
         let Err(message) = receipt.wait().await else { return true };
-        let failure =
-            Failure { kind: FailureKind::Internal, message: format!("it can't be paid for: {message}") };
+        let failure = Failure {
+            kind: FailureKind::Budget { after_s: 5 },
+            message: format!("it can't be booked: {message}"),
+        };
         self.tell_end(Event::Failed(failure)).await;
         false
     }

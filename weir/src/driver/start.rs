@@ -8,8 +8,8 @@ use serde::{Deserialize, Serialize};
 use std::hash::{BuildHasher, RandomState};
 use std::path::PathBuf;
 use std::str::FromStr;
+use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
-use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
@@ -372,7 +372,7 @@ fn bring_up(shelf: Shelf, local: Worker, books: Option<Arc<Books>>, telemetry: T
         shelf,
         local,
         nodes,
-        allowed: Mutex::default(),
+        allowed: tokio::sync::Mutex::default(),
         telemetry,
         next_request: AtomicU64::new(1),
         next_node: Arc::new(AtomicU64::new(1)),

@@ -69,13 +69,13 @@ pub(super) async fn respond(
             let new: NewKey = parse(&body)?;
             let made = keys.clone();
             let (key, secret) = on_thread(move || made.add(new, SystemTime::now())).await??;
-            shared.driver.set_keys(keys.names(), keys.allowances()).await;
+            shared.driver.set_keys(&keys).await;
             Ok(answer(&with_secret(&key, &secret)))
         }
         (Route::Revoke(name), &Method::POST) => {
             let (all, name) = (keys.clone(), name.clone());
             on_thread(move || all.revoke(&name)).await??;
-            shared.driver.set_keys(keys.names(), keys.allowances()).await;
+            shared.driver.set_keys(&keys).await;
             Ok(answer(&json!({ "revoked": true })))
         }
         (Route::Usage, &Method::POST) => {

@@ -60,7 +60,7 @@ pub(super) async fn generate(shared: &Arc<Shared>, call: Call<'_>) -> Result<Res
     let (arrived, deadline) = (Instant::now(), backstop(&shared.limits));
     let Call { api, name, body, served, owner, permit, caller } = call;
     let posted = Posted { api, body: Arc::new(body), owner };
-    let (request, prompts) = find_and_prepare(shared, &posted).await?;
+    let (request, prompts) = find_and_prepare(shared, &caller, &posted).await?;
     grammar::check_all(&prompts).await?;
     let first_by = request.ttft.map(|ttft| arrived + ttft);
     let provider = match &request.model.source {
@@ -107,28 +107,32 @@ pub(super) async fn count(
     body: Vec<u8>,
 ) -> Result<(usize, bool), ApiError> {
     let posted = Posted { api, body: Arc::new(body), owner: Owner::default() };
-    let (request, prompts) = find_and_prepare(shared, &posted).await?;
-    caller.check(&request.model)?;
+    let (request, prompts) = find_and_prepare(shared, caller, &posted).await?;
     Ok((prompts.iter().map(|prompt| prompt.ids.len()).sum(), request.model.text().is_none()))
 }
 
-/// Reads a request. Its model may have to be loaded first.
+/// Reads a request that its caller may make. Its model may have to be loaded first.
 async fn find_and_prepare(
     shared: &Arc<Shared>,
+    caller: &Caller,
     posted: &Posted,
 ) -> Result<(Request, Vec<Encoded>), ApiError> {
-    match prepare(shared, posted, None).await {
+    let found = match prepare(shared, posted, None).await {
         // Perhaps a node can load it, or it is a class of models.
         Err(error) if error.is_no_model() => {
-            let Some(wanted) = models::wanted(shared, &posted.body) else { return Err(error) };
+            let Some((wanted, name)) = models::wanted(shared, &posted.body) else { return Err(error) };
+            name.map_or(Ok(()), |name| caller.check(&name))?;
             let model = tokio::select! {
                 model = shared.driver.bring(wanted) => model?,
                 () = shared.cut() => return Err(ApiError::shutting_down()),
             };
+            caller.check(&model.name)?;
             prepare(shared, posted, Some(model)).await
         }
         prepared => prepared,
-    }
+    }?;
+    caller.check(&found.0.model.name)?;
+    Ok(found)
 }
 
 /// Reads a request: for `chosen`, or for the model that it names.
@@ -175,7 +179,6 @@ async fn start(
     trace: TraceContext,
     caller: &Caller,
 ) -> Result<Vec<Generation>, ApiError> {
-    caller.check(&request.model)?;
     let may_use =
         |id: &ModelId| shared.driver.model_by_id(*id).is_some_and(|model| caller.allows(&model.name));
     let otherwise: Vec<ModelId> = request.otherwise.iter().copied().filter(may_use).collect();

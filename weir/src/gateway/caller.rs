@@ -1,7 +1,7 @@
 //! On whose behalf a request comes: every endpoint but the public ones passes through here.
 use super::Shared;
 use super::error::ApiError;
-use crate::driver::{Ask, ServedModel};
+use crate::driver::Ask;
 use crate::keys::{Key, Refused};
 use hyper::StatusCode;
 use hyper::header::{self, HeaderMap};
@@ -55,15 +55,14 @@ impl Caller {
     }
 
     /// Fails where requests may not go to a model.
-    pub(super) fn check(&self, model: &ServedModel) -> Result<(), ApiError> {
+    pub(super) fn check(&self, model: &str) -> Result<(), ApiError> {
         match &self.0 {
-            Some(key) if !key.allows(&model.name) => Err(ApiError::new(
+            Some(key) if !key.allows(model) => Err(ApiError::new(
                 StatusCode::FORBIDDEN,
                 "model_not_allowed",
                 format!(
-                    "The API key '{}' may not use the model '{}'; it may use: {}.",
+                    "The API key '{}' may not use the model '{model}'; it may use: {}.",
                     key.name,
-                    model.name,
                     key.models.join(", ")
                 ),
             )),

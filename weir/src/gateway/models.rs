@@ -40,8 +40,8 @@ fn plain(name: &str) -> String {
     name.strip_suffix(".gguf").map(str::to_owned).unwrap_or(name)
 }
 
-/// What a request wants whose model no node holds: a class of models, or one that a node could load.
-pub(super) fn wanted(shared: &Shared, body: &[u8]) -> Option<Wanted> {
+/// What a request wants whose model no node holds: a class of models, or one that a node could load, and its name.
+pub(super) fn wanted(shared: &Shared, body: &[u8]) -> Option<(Wanted, Option<String>)> {
     #[derive(Deserialize)]
     struct Asked {
         model: Option<String>,
@@ -54,16 +54,16 @@ pub(super) fn wanted(shared: &Shared, body: &[u8]) -> Option<Wanted> {
     let asked: Asked = serde_json::from_slice(body).ok()?;
     let class = asked.weir.and_then(|weir| weir.model_size);
     if let Some(class) = class.as_deref().or(asked.model.as_deref()).and_then(Class::named) {
-        return Some(Wanted::Class(class));
+        return Some((Wanted::Class(class), None));
     }
     let name = plain(&asked.model?);
     let alias = shared.aliases.iter().find(|(alias, _)| plain(alias) == name).map(|(_, known)| plain(known));
-    let offers = shared.driver.offers();
-    let offer = offers.iter().find(|(offered, _)| {
+    let mut offers = shared.driver.offers().into_iter();
+    let (name, id) = offers.find(|(offered, _)| {
         let offered = plain(offered);
         offered == name || alias.as_ref() == Some(&offered)
     })?;
-    Some(Wanted::Model(offer.1))
+    Some((Wanted::Model(id), Some(name)))
 }
 
 /// `GET /v1/models`.
@@ -89,8 +89,14 @@ pub(super) fn list(driver: &Driver, caller: &Caller, is_anthropic: bool) -> Resp
 }
 
 /// `GET /v1/models/{id}`.
-pub(super) fn show(shared: &Shared, id: &str, is_anthropic: bool) -> Result<Response<Body>, ApiError> {
+pub(super) fn show(
+    shared: &Shared,
+    caller: &Caller,
+    id: &str,
+    is_anthropic: bool,
+) -> Result<Response<Body>, ApiError> {
     let model = find(shared, Some(id))?;
+    caller.check(&model.name)?;
     Ok(respond(StatusCode::OK, &if is_anthropic { messages::describe(&model) } else { describe(&model) }))
 }
 

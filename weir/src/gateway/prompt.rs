@@ -60,6 +60,12 @@ pub(super) fn encode(request: &mut Request) -> Result<Vec<Encoded>, ApiError> {
                 let about = if wishes.tools.is_empty() { "response_format" } else { "tools" };
                 grammar = wishes.grammar(dialect, thoughts).map(|text| (text.into(), about));
                 listener = wishes.listener(dialect, thoughts);
+                if !request.begun.is_empty() && (grammar.is_some() || thoughts == Thoughts::Begun) {
+                    return Err(ApiError::unsupported(
+                        "messages",
+                        "An answer whose beginning is given can't be held to a schema or to tools, nor be one that thinks first; leave the last message out.",
+                    ));
+                }
                 ids.extend(tokenizer.encode(&request.begun, Special::AsText));
                 (ids, String::new(), "messages")
             }

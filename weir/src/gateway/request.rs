@@ -177,10 +177,10 @@ impl Request {
             Api::Completion | Api::Embeddings => completion::prompts(&mut fields),
             _ => chat::prompt(&mut fields).map(|prompt| vec![prompt]),
         };
+        let n = fields.integer("n", 1..=16)?.unwrap_or(1) as usize;
+        check_choices(ours.as_ref().map_or(1, Vec::len), n, &shared.limits)?;
         let sent = copy.map(|fields| Sent { fields, native, begun: begun.clone(), seeded });
         let (prompts, conversations) = told(api, theirs, ours, sent)?;
-        let n = fields.integer("n", 1..=16)?.unwrap_or(1) as usize;
-        check_choices(prompts.len(), n, &shared.limits)?;
         let echo = api == Api::Completion && fields.boolean("echo")?.unwrap_or(false);
         let sampling = sampling::sampling(api, &mut fields)?;
         if echo && sampling.logprobs.is_some() {
@@ -256,6 +256,10 @@ fn told(
     let is_chat = api != Api::Completion;
     let form = if is_chat { weir_upstream::Api::Chat } else { weir_upstream::Api::Completion };
     copy.remove("weir");
+    if !is_chat {
+        // Each gets its own, in place of all.
+        copy.remove("prompt");
+    }
     if api != Api::Chat {
         forget_reasoning(&mut copy);
     }

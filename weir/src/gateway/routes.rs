@@ -11,6 +11,7 @@ use hyper::header::{self, HeaderMap, HeaderName, HeaderValue};
 use hyper::{Method, Request, Response, StatusCode};
 use std::net::IpAddr;
 use std::sync::Arc;
+use tokio::sync::OwnedSemaphorePermit;
 use tracing::Instrument;
 use weir_scheduler::TraceContext;
 
@@ -47,7 +48,10 @@ pub(super) async fn respond(
     }
     if let Some(origin) = origin {
         headers.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, origin);
-        headers.insert(header::ACCESS_CONTROL_EXPOSE_HEADERS, HeaderValue::from_static("x-request-id"));
+        headers.insert(
+            header::ACCESS_CONTROL_EXPOSE_HEADERS,
+            HeaderValue::from_static("x-request-id, request-id"),
+        );
         headers.insert(header::VARY, HeaderValue::from_static("origin"));
     }
     response
@@ -153,7 +157,9 @@ async fn handle(
         (Endpoint::Models, &Method::GET | &Method::HEAD) => {
             Ok(models::list(&shared.driver, &caller, is_anthropic))
         }
-        (Endpoint::Model(id), &Method::GET | &Method::HEAD) => models::show(shared, &id, is_anthropic),
+        (Endpoint::Model(id), &Method::GET | &Method::HEAD) => {
+            models::show(shared, &caller, &id, is_anthropic)
+        }
         (Endpoint::Live, &Method::GET | &Method::HEAD) => Ok(models::live(&shared.driver)),
         (Endpoint::Ready, &Method::GET | &Method::HEAD) => Ok(models::ready(&shared.driver)),
         (Endpoint::Metrics, &Method::GET | &Method::HEAD) => Ok(models::metrics(&shared.driver).await),
@@ -163,13 +169,7 @@ async fn handle(
         (Endpoint::Admin(route), _) => admin::respond(shared, route, request).await,
         (Endpoint::Generate(api), &Method::POST) => {
             check_content(headers)?;
-            let permit = shared.requests.clone().try_acquire_owned().map_err(|_| {
-                ApiError::new(
-                    StatusCode::TOO_MANY_REQUESTS,
-                    "too_many_requests",
-                    format!("{} requests are being answered already; try again.", shared.limits.requests_max),
-                )
-            })?;
+            let permit = permit(shared)?;
             let owner = owner(headers);
             let served = shared.driver.telemetry().serve(api.route(), trace_context(headers));
             let answered = async {
@@ -189,12 +189,23 @@ async fn handle(
         (Endpoint::Response(id), method) => responses::kept(shared, method, owner(headers), &id),
         (Endpoint::Count, &Method::POST) => {
             check_content(headers)?;
+            let _permit = permit(shared)?;
             let body = body::read(request.into_body(), &shared.limits).await?;
             messages::count(shared, &caller, body).await
         }
         (Endpoint::Generate(_) | Endpoint::Count, _) => Err(ApiError::method("POST")),
         _ => Err(ApiError::method("GET")),
     }
+}
+
+/// Room for one more request.
+fn permit(shared: &Shared) -> Result<OwnedSemaphorePermit, ApiError> {
+    let most = shared.limits.requests_max;
+    let full = |_| {
+        let message = format!("{most} requests are being answered already; try again.");
+        ApiError::new(StatusCode::TOO_MANY_REQUESTS, "too_many_requests", message)
+    };
+    shared.requests.clone().try_acquire_owned().map_err(full)
 }
 
 /// A page of another site that has made its name resolve to this address still sends that name.
@@ -259,9 +270,9 @@ fn preflight(headers: &HeaderMap) -> Response<Body> {
     let mut response = Response::new(Body::full(""));
     *response.status_mut() = StatusCode::NO_CONTENT;
     let out = response.headers_mut();
-    out.insert(header::ALLOW, HeaderValue::from_static("GET, POST, OPTIONS"));
+    out.insert(header::ALLOW, HeaderValue::from_static("GET, POST, DELETE, OPTIONS"));
     if headers.contains_key(header::ORIGIN) {
-        out.insert(header::ACCESS_CONTROL_ALLOW_METHODS, HeaderValue::from_static("GET, POST"));
+        out.insert(header::ACCESS_CONTROL_ALLOW_METHODS, HeaderValue::from_static("GET, POST, DELETE"));
         out.insert(header::ACCESS_CONTROL_MAX_AGE, HeaderValue::from_static("600"));
         if let Some(wanted) = headers.get(header::ACCESS_CONTROL_REQUEST_HEADERS) {
             out.insert(header::ACCESS_CONTROL_ALLOW_HEADERS, wanted.clone());
