@@ -312,6 +312,25 @@ mod tests {
     }
 
     #[test]
+    fn limits_of_a_revoked_key_hold_for_what_still_waits() {
+        let folder = tempfile::tempdir().unwrap();
+        let keys = Keys::open(State::open(folder.path()).unwrap()).unwrap();
+        let limits = vec!["5usd/day".parse().unwrap()];
+        keys.add(NewKey { name: "a".into(), limits, ..NewKey::default() }, at(0)).unwrap();
+        let before = keys.allowances();
+        keys.revoke("a").unwrap();
+        assert_eq!((before.len(), keys.allowances()), (1, before));
+    }
+
+    #[test]
+    fn keys_that_cannot_be_read_are_keys_all_the_same() {
+        let folder = tempfile::tempdir().unwrap();
+        let state = State::open(folder.path()).unwrap();
+        state.set(KEYS, "a", Some(&["of a later program"])).unwrap();
+        assert!(!Keys::open(state).unwrap().is_empty());
+    }
+
+    #[test]
     fn models_and_tags_of_a_key_hold() {
         let folder = tempfile::tempdir().unwrap();
         let keys = Keys::open(State::open(folder.path()).unwrap()).unwrap();

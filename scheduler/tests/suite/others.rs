@@ -200,6 +200,43 @@ fn a_provider_keeps_its_own_account() {
     assert!(s.balance(&all).reserved >= amount, "{:?}", s.balance(&all));
 }
 
+/// Whoever comes as a guest may say of himself what he likes.
+#[test]
+fn a_guest_keeps_no_account() {
+    for unit in [Unit::NanoUsd, Unit::Tokens] {
+        let mut s = Scheduler::new(Limits::default(), Box::new(Fastest), 1);
+        let price = Price { prompt: 1000, output: 1000 };
+        let guest = Profile { trust: Trust::Guest, price, ..profile("guest", 1) };
+        s.handle(at(0), Input::Connected { node: OURS, profile: guest });
+        let (key, account) = allow(&mut s, 1_000_000);
+        let limit = Limit { amount: 1_000_000, unit, period: Period::Day };
+        s.handle(at(0), Input::Allow(vec![Allowance { who: Who::Key("a".into()), limit }]));
+        submit(&mut s, at(1), 1, |ask| ask.key = key);
+        sent(&mut s);
+        say(&mut s, at(10), OURS, 1, 0, token(0));
+        let usage = Usage { prompt_tokens: u32::MAX, cached_tokens: 0, output_tokens: 1 };
+        say(&mut s, at(20), OURS, 1, 0, Event::Finished { reason: Finish::Stop, text: String::new(), usage });
+        let spent = if unit == Unit::Tokens { 3 + 1 } else { 0 };
+        assert_eq!(s.balance(&Account { unit, ..account }).spent, spent, "{unit:?}");
+        outputs(&mut s);
+    }
+}
+
+/// What the driver can't write down ends a request, and its node goes on.
+#[test]
+fn what_cannot_be_booked_is_no_nodes_fault() {
+    let mut s = house(true);
+    for id in 0..5 {
+        submit(&mut s, at(id), id, |_| ());
+        assert_eq!(sent(&mut s).len(), 1, "the node isn't resting");
+        let kind = FailureKind::Budget { after_s: 5 };
+        say(&mut s, at(id), OURS, id, 0, Event::Failed(Failure { kind, message: "disk".into() }));
+        let told = outputs(&mut s);
+        let failed = |o: &Output| matches!(o, Output::Emit { event: Event::Failed(failure), .. } if failure.kind == kind);
+        assert!(told.iter().any(failed), "{told:?}");
+    }
+}
+
 #[test]
 fn who_cannot_follow_grammars_is_not_asked_to() {
     let mut s = Scheduler::new(Limits::default(), Box::new(Fastest), 1);

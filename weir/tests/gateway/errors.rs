@@ -98,6 +98,7 @@ async fn completions_that_make_no_sense() {
         (json!({ "prompt": [-1] }), "invalid_type", "prompt"),
         (json!({ "prompt": [4_000_000_000u32] }), "invalid_value", "prompt"),
         (json!({ "prompt": vec!["x"; 40], "n": 2 }), "too_many_choices", "prompt"),
+        (json!({ "prompt": vec!["x"; 100_000], "weir": {} }), "too_many_choices", "prompt"),
         (json!({ "suffix": "end" }), "unsupported_parameter", "suffix"),
         (json!({ "best_of": 2 }), "unsupported_parameter", "best_of"),
         (json!({ "echo": true, "logprobs": 1 }), "unsupported_parameter", "echo"),

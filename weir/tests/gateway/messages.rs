@@ -163,6 +163,13 @@ async fn what_is_wrong_is_said_in_anthropics_words() {
             json!({ "messages": [{ "role": "user", "content": "x" }, { "role": "assistant", "content": "x " }] }),
             "white space",
         ),
+        (
+            json!({
+                "messages": [{ "role": "user", "content": "x" }, { "role": "assistant", "content": "{" }],
+                "output_config": { "format": { "type": "json_schema", "schema": { "type": "object" } } },
+            }),
+            "whose beginning is given",
+        ),
         (json!({ "temperature": 1.5 }), "temperature"),
         (json!({ "stop_sequences": "x" }), "stop_sequences"),
         (json!({ "stop_sequences": [""] }), "stop_sequences"),
