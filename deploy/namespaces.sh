@@ -37,6 +37,11 @@ start() {
     eval "pid_$name=$!"
 }
 
+check() {
+    what=$1; shift
+    if "$@"; then echo "ok: $what"; else echo "not so: $what" >&2; exit 1; fi
+}
+
 until_true() {
     what=$1; shift
     tries=0
@@ -83,8 +88,10 @@ ask() {
     within client curl -sf -m 60 -H "authorization: Bearer $key" -H 'content-type: application/json' \
         -d "{\"model\":\"null\",\"prompt\":\"x\",\"max_tokens\":$1}" http://10.99.7.1:8484/v1/completions
 }
-ask 5 | grep -q '"completion_tokens":5' && echo "ok: the client is answered"
-[ "$(within client curl -s -o /dev/null -w '%{http_code}' http://10.99.7.1:8484/v1/models)" = 401 ] && echo "ok: not without a key"
+answered() { ask 5 | grep -q '"completion_tokens":5[,}]'; }
+check "the client is answered" answered
+refused() { [ "$(within client curl -s -o /dev/null -w '%{http_code}' http://10.99.7.1:8484/v1/models)" = 401 ]; }
+check "not without a key" refused
 
 ask 300 >"$folder/long" &
 long=$!
@@ -95,7 +102,7 @@ busy() {
 until_true "a node is at work" busy
 eval "kill -KILL \$pid_$node"
 wait "$long"
-grep -q '"completion_tokens":300' "$folder/long" && echo "ok: node $node was killed, another went on"
+check "node $node was killed, another went on" grep -q '"completion_tokens":300[,}]' "$folder/long"
 failed_over() { metrics 10.99.7.1 | grep -q "^weir_failovers_total{node=\"$node\""; }
 until_true "the metrics say so" failed_over
 echo "all is well"

@@ -13,7 +13,7 @@ const CHECKERS: [&str; 3] = ["kubernetes-validate==1.37.0", "pyyaml==6.0.3", "co
 const VALUES: [&str; 2] = [
     "",
     "nodes.joinSecret=weir-join,nodes.elastic.enabled=true,scheduler.replicas=2,telemetry.otlpEndpoint=http://c:4318,\
-     telemetry.serviceMonitor=true,nodes.daemonSet.cuda=true,nodes.daemonSet.models={a,b}",
+     telemetry.serviceMonitor=true,nodes.daemonSet.cuda=true,nodes.daemonSet.resources.limits.memory=8Gi,nodes.daemonSet.models={a,b}",
 ];
 /// By `systemd-analyze security`: 0 is nothing left open, 10 is everything.
 const EXPOSURE_MAX: f64 = 2.0;

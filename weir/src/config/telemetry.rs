@@ -80,12 +80,15 @@ impl Config {
                 .map_err(|_| wrong(format!("{name}={text} is no number of milliseconds"))),
         };
         let mut resource = pairs(&set("OTEL_RESOURCE_ATTRIBUTES").unwrap_or_default());
+        // The name says it, whatever the attributes say.
+        let named = set("OTEL_SERVICE_NAME");
+        resource.retain(|(name, _)| named.is_none() || name != "service.name");
         let mut say = |name: &str, value: String| {
             if !resource.iter().any(|(known, _)| known == name) {
                 resource.push((name.to_owned(), value));
             }
         };
-        if let Some(name) = set("OTEL_SERVICE_NAME") {
+        if let Some(name) = named {
             say("service.name", name);
         }
         say("service.name", role.to_owned());
@@ -162,6 +165,20 @@ mod tests {
         check(&[endpoint, ("OTEL_TRACES_EXPORTER", "none")], None, Ok(false));
         check(&[("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "http://127.0.0.1:9/x")], None, Ok(true));
         check(&[("OTEL_EXPORTER_OTLP_METRICS_ENDPOINT", "http://127.0.0.1:9/x")], None, Ok(false));
+    }
+
+    #[test]
+    fn the_services_name_is_the_one_that_is_named() {
+        let config = Config { otlp: Some("http://127.0.0.1:9".into()), ..Config::default() };
+        let set = |name: &str| match name {
+            "OTEL_SERVICE_NAME" => Some("mine".to_owned()),
+            "OTEL_RESOURCE_ATTRIBUTES" => Some("service.name=theirs,a=b".to_owned()),
+            _ => None,
+        };
+        let found = config.export("weir", "here", &set).unwrap().unwrap().resource;
+        let names: Vec<&str> =
+            found.iter().filter(|(name, _)| name == "service.name").map(|(_, value)| &**value).collect();
+        assert_eq!(names, ["mine"]);
     }
 
     #[test]

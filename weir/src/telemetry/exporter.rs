@@ -140,8 +140,6 @@ struct Sender {
     dropped: Arc<AtomicU64>,
     traces: Option<Line>,
     metrics: Option<Line>,
-    /// It was said that the collector can't be reached.
-    said: bool,
 }
 
 /// A target and the connection to it.
@@ -149,6 +147,8 @@ struct Line {
     target: Target,
     connector: Connector,
     connection: Option<Connection>,
+    /// It was said that nothing can be sent.
+    said: bool,
 }
 
 /// Why a message did not arrive.
@@ -162,7 +162,7 @@ impl Sender {
     fn new(config: ExportConfig, dropped: Arc<AtomicU64>) -> Result<Sender, String> {
         let line = |target: &Target| {
             let connector = Connector::to(&target.address)?;
-            Ok::<_, String>(Line { target: target.clone(), connector, connection: None })
+            Ok::<_, String>(Line { target: target.clone(), connector, connection: None, said: false })
         };
         let traces = config.traces.as_ref().map(line).transpose()?;
         let metrics = config.metrics.as_ref().map(line).transpose()?;
@@ -175,7 +175,7 @@ impl Sender {
         let headers = headers.collect::<Result<Vec<_>, String>>()?;
         let resource = Resource(config.resource.clone());
         let began = SystemTime::now();
-        Ok(Sender { resource, headers, began, dropped, traces, metrics, said: false, config })
+        Ok(Sender { resource, headers, began, dropped, traces, metrics, config })
     }
 
     /// Until nobody can fill the queue any more.
@@ -222,7 +222,7 @@ impl Sender {
             let sent = timeout(self.config.timeout, line.send(&self.headers, body.clone())).await;
             let refused = match sent {
                 Ok(Ok(())) => {
-                    if std::mem::replace(&mut self.said, false) {
+                    if std::mem::replace(&mut line.said, false) {
                         tracing::warn!(
                             "the telemetry collector {} works again",
                             line.target.address.authority
@@ -234,7 +234,7 @@ impl Sender {
                 Err(_) => Refused { why: "it does not answer".into(), may_pass: true },
             };
             line.connection = None;
-            if !std::mem::replace(&mut self.said, true) {
+            if !std::mem::replace(&mut line.said, true) {
                 tracing::warn!(
                     "telemetry can't be sent to {}: {}; what it doesn't take is dropped",
                     line.target.address.authority,

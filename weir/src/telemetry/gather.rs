@@ -5,7 +5,7 @@ use super::{Telemetry, power};
 use crate::driver::{Driver, NodeInfo};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use weir_node::{Resident, Worker};
-use weir_scheduler::{Load, ModelView, NodeView};
+use weir_scheduler::{Load, ModelView, NodeView, Trust};
 
 /// A node that has said nothing for so long isn't up.
 const SILENT_MAX: Duration = Duration::from_secs(5);
@@ -38,9 +38,11 @@ pub(super) fn counted(telemetry: &Telemetry) -> Vec<Family> {
 
 fn queue(nodes: &[NodeInfo], load: Load) -> Vec<Family> {
     let one = |metric, value: usize| Family::new(metric).with(&[], value as f64);
-    let models = nodes.iter().flat_map(|node| &node.view.models);
-    let slots: u64 = models.filter(|model| model.alive).map(|model| u64::from(model.slots)).sum();
-    let saturation = (load.running + load.waiting) as f64 / slots.max(1) as f64;
+    let ours = nodes.iter().filter(|node| node.view.trust != Trust::Provider);
+    let models = || ours.clone().flat_map(|node| &node.view.models).filter(|model| model.alive);
+    let slots: u64 = models().map(|model| u64::from(model.slots)).sum();
+    let running: u64 = models().map(|model| u64::from(model.running)).sum();
+    let saturation = (running + load.waiting as u64) as f64 / slots.max(1) as f64;
     vec![
         one(&QUEUE_WAITING, load.waiting),
         one(&QUEUE_RUNNING, load.running),

@@ -82,8 +82,8 @@ pub(super) fn provider(name: &str) -> &str {
 }
 
 /// Why requests end without an answer.
-pub(super) const ERRORS: [&str; 8] =
-    ["invalid", "no_model", "busy", "deadline", "cancelled", "internal", "budget", "rate"];
+pub(super) const ERRORS: [&str; 9] =
+    ["invalid", "no_model", "busy", "deadline", "cancelled", "internal", "upstream", "budget", "rate"];
 /// Whoever of ours answers.
 pub(super) const OURS: &str = "weir";
 /// A label's value where there are too many different ones.

@@ -51,6 +51,23 @@ spec:
   {{- with .of.tolerations }}
   tolerations: {{- toYaml . | nindent 4 }}
   {{- end }}
+  {{- if eq .role "node" }}
+  # Folders of the machine are root's until somebody hands them over.
+  initContainers:
+    - name: folders
+      image: "{{ .root.Values.image.repository }}:{{ ternary .root.Values.image.cudaTag .root.Values.image.tag .cuda }}"
+      imagePullPolicy: {{ .root.Values.image.pullPolicy }}
+      command: [chown, "10001:10001", /state, /models]
+      securityContext:
+        runAsUser: 0
+        runAsNonRoot: false
+        allowPrivilegeEscalation: false
+        readOnlyRootFilesystem: true
+        capabilities: { drop: [ALL], add: [CHOWN] }
+      volumeMounts:
+        - { name: state, mountPath: /state }
+        - { name: models, mountPath: /models }
+  {{- end }}
   containers:
     - name: node
       image: "{{ .root.Values.image.repository }}:{{ ternary .root.Values.image.cudaTag .root.Values.image.tag .cuda }}"
@@ -86,11 +103,11 @@ spec:
         tcpSocket: { port: metrics }
         periodSeconds: 20
       securityContext: {{- include "weir.hardened" .root | nindent 8 }}
-      resources:
-        {{- toYaml .of.resources | nindent 8 }}
-        {{- if .cuda }}
-        limits: { nvidia.com/gpu: 1 }
-        {{- end }}
+      {{- $resources := deepCopy (.of.resources | default dict) }}
+      {{- if .cuda }}
+      {{- $_ := set $resources "limits" (merge (dict "nvidia.com/gpu" 1) ($resources.limits | default dict)) }}
+      {{- end }}
+      resources: {{- toYaml $resources | nindent 8 }}
       volumeMounts:
         - { name: state, mountPath: /state }
         - { name: models, mountPath: /models }
