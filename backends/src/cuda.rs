@@ -20,23 +20,16 @@ mod kernels;
 mod load;
 mod run;
 mod trace;
+mod upload;
 
-use crate::gguf::{GgmlType, GgufError, ModelFile, TensorInfo};
+use crate::gguf::ModelFile;
 use crate::plan::Plan;
 use crate::program::{Device, DeviceError, DeviceInfo, KvLayout, Program};
-use crate::quant;
-use args::PackArgs;
-use driver::{Buffer, Compiler, Gpu, Kernel, Pinned, Stream};
-use forms::Form;
-use load::{Lowered, PackJob};
+use driver::{Buffer, Compiler, Gpu, Pinned, Stream};
 use std::ops::Range;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
-/// Bytes of the file that travel at once.
-const CHUNK: usize = 4 << 20;
-/// Threads that read the file, at most; each has two chunks.
-const READERS: usize = 8;
 /// Memory left to the driver and others.
 const SPARE: u64 = 256 << 20;
 
@@ -44,6 +37,25 @@ const SPARE: u64 = 256 << 20;
 pub struct Cuda {
     gpu: Arc<Gpu>,
     compiler: Arc<Compiler>,
+    ring: upload::Ring,
+    loaded: Mutex<LoadTimes>,
+}
+
+/// What loading a model took. Weights and kernels are made ready at the same time.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct LoadTimes {
+    /// Of the matrices, in the file.
+    pub bytes: u64,
+    /// Memory on the GPU.
+    pub memory: Duration,
+    /// The kernel that packs weights, compiled or found on disk.
+    pub pack: Duration,
+    /// Bringing all weights from the file to their places, once that was there.
+    pub weights: Duration,
+    /// All other kernels.
+    pub kernels: Duration,
+    /// All in all.
+    pub total: Duration,
 }
 
 impl std::fmt::Debug for Cuda {
@@ -69,7 +81,12 @@ impl Cuda {
                 why = format!("{} has compute capability {major}.{minor}; 8.0 is needed", gpu.name);
                 continue;
             }
-            found.push(Cuda { gpu: Arc::new(gpu), compiler: compiler.clone() });
+            found.push(Cuda {
+                gpu: Arc::new(gpu),
+                compiler: compiler.clone(),
+                ring: upload::Ring::default(),
+                loaded: Mutex::default(),
+            });
         }
         if found.is_empty() { Err(why) } else { Ok(found) }
     }
@@ -84,7 +101,7 @@ impl Cuda {
         let mut best = 0f64;
         for _ in 0..8 {
             stream.wait()?;
-            let began = std::time::Instant::now();
+            let began = Instant::now();
             for _ in 0..4 {
                 stream.copy(&a, &b, BYTES)?;
             }
@@ -92,6 +109,30 @@ impl Cuda {
             best = best.max(8.0 * BYTES as f64 / began.elapsed().as_secs_f64());
         }
         Ok(best)
+    }
+
+    /// Bytes a second of large copies from pinned memory to the GPU: what loading is measured against.
+    pub fn upload_bytes_per_s(&self) -> Result<f64, DeviceError> {
+        const BYTES: usize = 64 << 20;
+        let stream = Stream::new(&self.gpu)?;
+        let (to, from) = (Buffer::zeroed(&self.gpu, BYTES, &stream)?, Pinned::zeroed(&self.gpu, BYTES)?);
+        let mut best = 0f64;
+        for _ in 0..8 {
+            stream.wait()?;
+            let began = Instant::now();
+            for _ in 0..4 {
+                // SAFETY: both are that long, and live until the wait below.
+                unsafe { stream.upload(to.at, from.host, BYTES)? };
+            }
+            stream.wait()?;
+            best = best.max(4.0 * BYTES as f64 / began.elapsed().as_secs_f64());
+        }
+        Ok(best)
+    }
+
+    /// What the last load took.
+    pub fn load_times(&self) -> LoadTimes {
+        *self.loaded.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -118,6 +159,7 @@ impl Device for Cuda {
         kv: KvLayout,
     ) -> Result<Box<dyn Program>, DeviceError> {
         let gpu = &self.gpu;
+        let began = Instant::now();
         let sized = load::lower(model, plan, layers.clone(), kv, 0, gpu.chip)?;
         let (free, _) = gpu.memory()?;
         if sized.bytes as u64 + SPARE > free {
@@ -131,141 +173,31 @@ impl Device for Cuda {
         let stream = Stream::new(gpu)?;
         let arena = Buffer::zeroed(gpu, sized.bytes, &stream)?;
         let low = load::lower(model, plan, layers, kv, arena.at, gpu.chip)?;
-        let (kernels, pack) = kernels::Kernels::new(&self.compiler, gpu, &low)?;
-        upload(model, gpu, &stream, &low, &pack)?;
-        Ok(Box::new(run::CudaProgram::new(gpu.clone(), stream, arena, low, kernels, kv)?))
-    }
-}
-
-/// Some rows of a tensor on their way into tiles.
-struct Piece<'a> {
-    job: &'a PackJob,
-    info: &'a TensorInfo,
-    row0: usize,
-    rows: usize,
-    cols: usize,
-    /// Bytes of a row in the file.
-    row_bytes: usize,
-    /// Bytes of a row as it is sent: f32 where the GPU doesn't know the type.
-    sent_bytes: usize,
-}
-
-/// Reads every matrix in pieces, several threads at once, and has the GPU pack them. The file is never in memory as a
-/// whole.
-fn upload(
-    file: &ModelFile,
-    gpu: &Arc<Gpu>,
-    stream: &Stream,
-    low: &Lowered,
-    pack: &[(Form, Kernel)],
-) -> Result<(), DeviceError> {
-    for (at, bytes) in &low.vectors {
-        // SAFETY: the place was taken for exactly these bytes; pageable memory is read before the call returns.
-        unsafe { stream.upload(*at, bytes.as_ptr(), bytes.len())? };
-    }
-    // other streams write where this one has put zeros
-    stream.wait()?;
-    let mut pieces = Vec::new();
-    for job in &low.jobs {
-        cut(file, job, &mut pieces)?;
-    }
-    let threads =
-        std::thread::available_parallelism().map_or(1, usize::from).clamp(1, READERS).min(pieces.len());
-    let next = AtomicUsize::new(0);
-    let work = || {
-        let sent = send(file, gpu, &pieces, &next, pack);
-        // whoever fails stops the others
-        sent.inspect_err(|_| next.store(pieces.len(), Ordering::Relaxed))
-    };
-    std::thread::scope(|scope| {
-        let readers: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();
-        let lost = || Err(DeviceError::Lost("a thread that reads weights panicked".into()));
-        readers.into_iter().try_for_each(|reader| reader.join().unwrap_or_else(|_| lost()))
-    })
-}
-
-/// Pieces of a tensor that fit into chunks.
-fn cut<'a>(file: &'a ModelFile, job: &'a PackJob, pieces: &mut Vec<Piece<'a>>) -> Result<(), DeviceError> {
-    let missing = || DeviceError::Unsupported(format!("the file has no tensor {}", job.tensor));
-    let info = file.tensor(&job.tensor).ok_or_else(missing)?;
-    let [cols, rows] = info.dims[..] else { return Err(missing()) };
-    let (cols, rows) = (cols as usize, rows as usize);
-    let row_bytes = cols / info.ty.block_values() * info.ty.block_bytes();
-    let sent_bytes = if job.form.packs(info.ty) { row_bytes } else { cols * 4 };
-    if sent_bytes > CHUNK {
-        return Err(DeviceError::Unsupported(format!("a row of {} exceeds {CHUNK} bytes", job.tensor)));
-    }
-    let per = (CHUNK / sent_bytes.max(row_bytes)).max(1);
-    let piece = |row0| Piece { job, info, row0, rows: per.min(rows - row0), cols, row_bytes, sent_bytes };
-    pieces.extend((0..rows).step_by(per).map(piece));
-    Ok(())
-}
-
-/// Takes pieces until there are none: one is read while the one before is copied and packed.
-fn send(
-    file: &ModelFile,
-    gpu: &Arc<Gpu>,
-    pieces: &[Piece<'_>],
-    next: &AtomicUsize,
-    pack: &[(Form, Kernel)],
-) -> Result<(), DeviceError> {
-    gpu.enter()?;
-    let mut places = Vec::new();
-    for _ in 0..2 {
-        let stream = Stream::new(gpu)?;
-        let staging = Buffer::zeroed(gpu, CHUNK, &stream)?;
-        places.push((Pinned::zeroed(gpu, CHUNK)?, staging, stream));
-    }
-    for place in (0..2).cycle() {
-        let Some(piece) = pieces.get(next.fetch_add(1, Ordering::Relaxed)) else { break };
-        let (pinned, staging, stream) = &places[place];
-        let kernel = pack.iter().find(|(form, _)| *form == piece.job.form).map(|(_, kernel)| kernel);
-        let kernel = kernel.ok_or_else(|| DeviceError::Lost("a kernel is missing".into()))?;
-        stream.wait()?;
-        // SAFETY: the memory is `CHUNK` bytes, and nothing is copying from it.
-        let to = unsafe { std::slice::from_raw_parts_mut(pinned.host, piece.rows * piece.sent_bytes) };
-        let ty = piece.read(file, to)?;
-        let PackJob { matrix, half, tile0, pairs, .. } = piece.job;
-        let args = PackArgs {
-            raw: staging.at,
-            row0: piece.row0 as i32,
-            rows: piece.rows as i32,
-            cols: piece.cols as i32,
-            ty: ty.id() as i32,
-            half: *half,
-            tile0: *tile0 as i32,
-            pairs: *pairs as i32,
-            q: matrix.q,
-            high: matrix.high,
-            s: matrix.s,
-            supers: matrix.supers,
-        };
-        // SAFETY: the staging buffer holds a chunk; the kernel writes the matrix' own tiles.
-        unsafe {
-            stream.upload(args.raw, pinned.host, to.len())?;
-            stream.launch(kernel, [(piece.rows * piece.cols / 32).div_ceil(256), 1, 1], &args)?;
-        }
-    }
-    places.iter().try_for_each(|(_, _, stream)| stream.wait())
-}
-
-impl Piece<'_> {
-    /// Its rows into `to`, and their type there.
-    fn read(&self, file: &ModelFile, to: &mut [u8]) -> Result<GgmlType, DeviceError> {
-        let range = (self.row0 * self.row_bytes) as u64..((self.row0 + self.rows) * self.row_bytes) as u64;
-        let failed = |e: GgufError| DeviceError::File(e.to_string());
-        if self.job.form.packs(self.info.ty) {
-            file.read(self.info, range, to).map_err(failed)?;
-            return Ok(self.info.ty);
-        }
-        let mut bytes = vec![0u8; self.rows * self.row_bytes];
-        file.read(self.info, range, &mut bytes).map_err(failed)?;
-        let mut values = vec![0f32; self.rows * self.cols];
-        quant::dequantize(self.info.ty, &bytes, &mut values);
-        for (to, v) in to.chunks_exact_mut(4).zip(&values) {
-            to.copy_from_slice(&v.to_le_bytes());
-        }
-        Ok(GgmlType::F32)
+        let mut times = LoadTimes { memory: began.elapsed(), ..LoadTimes::default() };
+        let kernels = std::thread::scope(|scope| {
+            let kernels = scope.spawn(|| {
+                let began = Instant::now();
+                (kernels::Kernels::new(&self.compiler, gpu, &low), began.elapsed())
+            });
+            let began = Instant::now();
+            let sent = kernels::pack(&self.compiler, gpu, &low).and_then(|pack| {
+                times.pack = began.elapsed();
+                let began = Instant::now();
+                times.bytes = upload::upload(model, gpu, &self.ring, &stream, &low, &pack)?;
+                times.weights = began.elapsed();
+                Ok(())
+            });
+            let lost = || DeviceError::Lost("the thread that makes kernels panicked".into());
+            let (kernels, took) = kernels.join().map_err(|_| lost())?;
+            times.kernels = took;
+            // the file's faults come first
+            sent.and(kernels)
+        })?;
+        let program = run::CudaProgram::new(gpu.clone(), stream, arena, low, kernels, kv)?;
+        times.total = began.elapsed();
+        tracing::debug!(?times, "loaded");
+        *self.loaded.lock().unwrap_or_else(PoisonError::into_inner) = times;
+        Ok(Box::new(program))
     }
 }
 

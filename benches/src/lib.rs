@@ -8,4 +8,5 @@ pub mod peer;
 pub mod report;
 pub mod roofline;
 pub mod shapes;
+pub mod weights;
 pub mod workload;

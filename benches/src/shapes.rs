@@ -8,6 +8,11 @@ use weir_backends::plan::Heads;
 /// The model of a name like `1b-q8_0` (135m, 0.6b, 1b or 8b, and q4_0, q4_1, q8_0, q4_k_m or bf16), in memory; none for
 /// another name.
 pub fn model(name: &str) -> Option<Result<ModelFile, GgufError>> {
+    bytes(name).map(ModelFile::from_bytes)
+}
+
+/// The bytes of such a model's file.
+pub fn bytes(name: &str) -> Option<Vec<u8>> {
     let (size, ty) = name.split_once('-')?;
     let (architecture, shape, tied) = shape(size)?;
     let (matrices, better, embedding) = match ty {
@@ -38,7 +43,7 @@ pub fn model(name: &str) -> Option<Result<ModelFile, GgufError>> {
         }
         bytes
     });
-    Some(ModelFile::from_bytes(bytes))
+    Some(bytes)
 }
 
 /// Architecture, sizes, and whether the output matrix is the embedding: those of SmolLM2-135M, Qwen3-0.6B,

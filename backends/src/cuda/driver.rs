@@ -154,14 +154,21 @@ unsafe impl Send for Pinned {}
 
 impl Pinned {
     pub fn zeroed(gpu: &Arc<Gpu>, bytes: usize) -> Result<Pinned, DeviceError> {
+        let pinned = Pinned::unset(gpu, bytes)?;
+        // SAFETY: the memory is `bytes` long.
+        unsafe { std::ptr::write_bytes(pinned.host, 0, bytes) };
+        Ok(pinned)
+    }
+
+    /// With whatever is in it, for what is written before it is read.
+    pub fn unset(gpu: &Arc<Gpu>, bytes: usize) -> Result<Pinned, DeviceError> {
         let mut host = std::ptr::null_mut();
         let mut at = 0;
-        // SAFETY: out-pointers to locals; the memory is `bytes` long.
+        // SAFETY: out-pointers to locals.
         unsafe {
             let mapped = sys::CU_MEMHOSTALLOC_DEVICEMAP | sys::CU_MEMHOSTALLOC_PORTABLE;
             check("pinned memory", sys::cuMemHostAlloc(&mut host, bytes, mapped))?;
             check("mapped memory", sys::cuMemHostGetDevicePointer_v2(&mut at, host, 0))?;
-            std::ptr::write_bytes(host.cast::<u8>(), 0, bytes);
         }
         Ok(Pinned { host: host.cast(), at, bytes, gpu: gpu.clone() })
     }

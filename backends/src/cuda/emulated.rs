@@ -80,6 +80,10 @@ impl Pinned {
         Ok(Pinned { host: memory.at as *mut u8, at: memory.at, bytes, _memory: memory })
     }
 
+    pub fn unset(gpu: &Arc<Gpu>, bytes: usize) -> Result<Pinned, DeviceError> {
+        Pinned::zeroed(gpu, bytes)
+    }
+
     pub fn words(&mut self, n: usize) -> &mut [u32] {
         assert!(4 * n <= self.bytes);
         // SAFETY: that long and aligned.

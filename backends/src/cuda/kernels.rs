@@ -143,7 +143,8 @@ fn rows_source(low: &Lowered) -> String {
     s
 }
 
-fn pack_source(forms: &[Form]) -> String {
+/// Source of the kernels that pack weights.
+pub fn pack_source(forms: &[Form]) -> String {
     let mut s = format!("{COMMON}{GEMM}{PACK}");
     for form in forms {
         let f = *form as u32;
@@ -158,7 +159,7 @@ pub fn traced() -> bool {
 }
 
 /// Forms that have to be packed.
-pub fn forms(low: &Lowered) -> Vec<Form> {
+fn forms(low: &Lowered) -> Vec<Form> {
     let mut forms: Vec<Form> = Vec::new();
     for job in &low.jobs {
         if !forms.contains(&job.form) {
@@ -170,10 +171,10 @@ pub fn forms(low: &Lowered) -> Vec<Form> {
 
 /// The sources of a program's modules: products of many columns (the slowest to compile), of prompts, of few columns by
 /// width, the rest.
-pub fn sources(low: &Lowered, forms: &[Form]) -> Vec<String> {
+pub fn sources(low: &Lowered) -> Vec<String> {
     let mut sources = vec![gemm_source(low, None), prompt_source(low)];
     sources.extend(WIDTHS.iter().map(|width| gemm_source(low, Some(*width))));
-    sources.extend([attend_source(low), rows_source(low), pack_source(forms)]);
+    sources.extend([attend_source(low), rows_source(low)]);
     if traced() {
         sources.iter_mut().for_each(|s| s.insert_str(0, "#define TRACE\n"));
     }
@@ -231,17 +232,19 @@ fn modules(compiler: &Compiler, gpu: &Arc<Gpu>, sources: &[String]) -> Result<Ve
     cubins.into_iter().map(|cubin| Module::load(gpu, &cubin?)).collect()
 }
 
+/// Kernels that pack a program's weights. They don't depend on its shapes, so that weights can be on their way while all
+/// others are compiled.
+pub fn pack(compiler: &Compiler, gpu: &Arc<Gpu>, low: &Lowered) -> Result<Vec<(Form, Kernel)>, DeviceError> {
+    let forms = forms(low);
+    let module = Module::load(gpu, &cubin(compiler, gpu.capability, &pack_source(&forms))?)?;
+    forms.iter().map(|f| Ok((*f, module.kernel(&format!("pack{}", *f as u32), 256, 0, false)?))).collect()
+}
+
 impl Kernels {
-    /// The program's kernels, and beside them those that pack its weights.
-    pub fn new(
-        compiler: &Compiler,
-        gpu: &Arc<Gpu>,
-        low: &Lowered,
-    ) -> Result<(Kernels, Vec<(Form, Kernel)>), DeviceError> {
-        let forms = forms(low);
-        let sources = sources(low, &forms);
-        let modules = modules(compiler, gpu, &sources)?;
-        let [wide, prompt, few @ .., attend, rows, pack] = &modules[..] else {
+    /// The program's kernels.
+    pub fn new(compiler: &Compiler, gpu: &Arc<Gpu>, low: &Lowered) -> Result<Kernels, DeviceError> {
+        let modules = modules(compiler, gpu, &sources(low))?;
+        let [wide, prompt, few @ .., attend, rows] = &modules[..] else {
             return Err(DeviceError::Lost("a module is missing".into()));
         };
         let mut gemms = Vec::new();
@@ -281,7 +284,7 @@ impl Kernels {
             });
         }
         let settles = (0..low.settles.len()).map(|i| rows.kernel(&format!("settle{i}"), 256, 0, true));
-        let kernels = Kernels {
+        Ok(Kernels {
             gemms,
             prompts,
             attends,
@@ -291,8 +294,6 @@ impl Kernels {
             cut: rows.kernel("cut", 1024, 0, true)?,
             pick: rows.kernel("pick", 256, 0, true)?,
             finish: rows.kernel("finish_", 32, 0, false)?,
-        };
-        let pack = forms.iter().map(|f| Ok((*f, pack.kernel(&format!("pack{}", *f as u32), 256, 0, false)?)));
-        Ok((kernels, pack.collect::<Result<_, DeviceError>>()?))
+        })
     }
 }

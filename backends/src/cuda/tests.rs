@@ -21,7 +21,9 @@ fn generated_kernels_compile() {
         for shared in [99 << 10, 160 << 10] {
             let chip = Chip { shared, processors: 108 };
             let low = load::lower(&file, &plan, 0..plan.layers.len(), kv, 1 << 30, chip).unwrap();
-            for source in kernels::sources(&low, &Form::ALL) {
+            let mut sources = kernels::sources(&low);
+            sources.push(kernels::pack_source(&Form::ALL));
+            for source in sources {
                 for capability in [80, 90] {
                     if let Err(why) = compiler.compile(&source, capability) {
                         panic!("{family}, sm_{capability}: {why}");

@@ -1,4 +1,5 @@
-//! `cuda [MODEL...]`: what a GPU makes of models of the usual shapes with random weights, or of a file.
+//! `cuda [--loads] [MODEL...]`: what a GPU makes of models of the usual shapes with random weights, or of a file; with
+//! `--loads` only how fast they are loaded.
 //!
 //! MODEL is `0.6b-q8_0`, `1b-q4_k_m`, `1b-q8_0`, `1b-bf16`, `8b-q4_k_m`, `8b-q8_0`, or a path to a .gguf. The roofline
 //! beside each figure is `bytes / (0.92 * bandwidth)`, with the bandwidth measured in this run; bytes are those of the weights
@@ -14,7 +15,7 @@ use weir_backends::plan::{Plan, Step};
 use weir_backends::program::{
     Batch, Device, Input, KvLayout, Program, SampleSpec, Segment, StepOutput, StepTime, Want,
 };
-use weir_benches::shapes;
+use weir_benches::{shapes, weights};
 use weir_scheduler::{BLOCK_TOKENS, KvType, Sampling};
 
 const REPEATS: usize = 5;
@@ -24,7 +25,15 @@ const LONG: [u32; 2] = [4096, 32768];
 const PIECE: u32 = 2048;
 
 fn main() -> Result<()> {
-    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let mut arguments: Vec<String> = std::env::args().skip(1).collect();
+    if let [flag, path] = &arguments[..]
+        && flag == weights::FIRST_TOKEN
+    {
+        return weights::first_token(Path::new(path));
+    }
+    let named = arguments.len();
+    arguments.retain(|argument| argument != "--loads");
+    let loads = arguments.len() < named;
     let gpu = Cuda::all().map_err(anyhow::Error::msg)?.into_iter().next().context("no GPU")?;
     let bandwidth = gpu.copy_bytes_per_s()?;
     println!("{}; copies at {:.0} GB/s", gpu.describe().description, bandwidth / 1e9);
@@ -33,7 +42,7 @@ fn main() -> Result<()> {
         "model", "workload", "tok/s", "share", "roofline"
     );
     for name in &arguments {
-        if let Err(error) = run(&gpu, bandwidth, name) {
+        if let Err(error) = run(&gpu, bandwidth, name, loads) {
             println!("{name}: {error:#}");
         }
     }
@@ -170,11 +179,15 @@ fn median(mut run: impl FnMut() -> Result<f64>) -> Result<f64> {
     Ok(all[REPEATS / 2])
 }
 
-fn run(gpu: &Cuda, bandwidth: f64, name: &str) -> Result<()> {
-    let file = match shapes::model(name) {
-        Some(made) => made?,
-        None => ModelFile::open(Path::new(name))?,
-    };
+fn run(gpu: &Cuda, bandwidth: f64, name: &str, loads: bool) -> Result<()> {
+    let made = shapes::bytes(name).map(|bytes| weights::made(name, &bytes)).transpose()?;
+    let path = made.as_ref().map_or(Path::new(name), |made| &made.path);
+    let label = name.rsplit('/').next().unwrap_or(name);
+    weights::report(gpu, path, label)?;
+    if loads {
+        return Ok(());
+    }
+    let file = ModelFile::open(path)?;
     let plan = models::plan(&file)?;
     let bytes = weight_bytes(&file, &plan) as f64;
     let began = Instant::now();
@@ -185,7 +198,6 @@ fn run(gpu: &Cuda, bandwidth: f64, name: &str) -> Result<()> {
     let total = (slots * own).max(blocks) + blocks;
     let layout = KvLayout { blocks: total, kv: KvType::F16, slots, rows: PIECE };
     let program = gpu.compile(&file, &plan, 0..plan.layers.len(), layout)?;
-    let label = name.rsplit('/').next().unwrap_or(name);
     println!("{label:<12} loaded in {:.2?}, {:.2} GB a token", began.elapsed(), bytes / 1e9);
     let mut bench =
         Bench { program, reported: Vec::new(), vocab: (plan.vocab as u32).min(30_000), blocks: own };
