@@ -15,6 +15,8 @@ const PAGES = [
 ];
 /** The peer of the benchmark page, fetched by nobody who doesn't measure it. */
 const PEER = { from: "node_modules/@wllama/wllama/esm", to: "peers/wllama", files: ["index.min.js", "wasm/wllama.wasm"] };
+/** For the processor's threads: fetched, and then kept, where those compute. */
+const LATER = "/dist/threads/";
 /** What a first visit may cost, packed. */
 const FIRST_MAX = 1.5 * 2 ** 20;
 
@@ -46,10 +48,11 @@ for (const path of all(join(WEB, "dist"))) {
   if (/\.(js|wasm)$/.test(path)) write(`dist${path}`, readFileSync(join(WEB, "dist", path)));
 }
 
-const files = all(SITE).filter((path) => !path.endsWith(".gz") && !path.startsWith("/."));
+const whole = all(SITE).filter((path) => !path.endsWith(".gz") && !path.startsWith("/."));
+const [files, later] = [whole.filter((path) => !path.startsWith(LATER)), whole.filter((path) => path.startsWith(LATER))];
 const version = createHash("sha256");
-for (const path of files) version.update(path).update(readFileSync(join(SITE, path)));
-const values = { version: version.digest("hex").slice(0, 16), files: JSON.stringify(files) };
+for (const path of whole) version.update(path).update(readFileSync(join(SITE, path)));
+const values = { version: version.digest("hex").slice(0, 16), files: JSON.stringify(files), later: JSON.stringify(later) };
 write("sw.js", read("console", "sw.js").replace(/\{\{(\w+)\}\}/g, (_, key) => values[key]));
 const first = files.reduce((sum, path) => sum + statSync(existsSync(join(SITE, `${path}.gz`)) ? join(SITE, `${path}.gz`) : join(SITE, path)).size, 0);
 console.log(`${(first / 1024).toFixed(0)} KiB packed at a first visit, pages and engine`);

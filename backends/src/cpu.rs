@@ -14,6 +14,8 @@
 mod attend;
 mod gemm;
 mod kernels;
+#[cfg(any(test, target_family = "wasm"))]
+pub mod lent;
 mod load;
 mod os;
 mod pack;
@@ -31,7 +33,7 @@ use std::ops::Range;
 /// Choices for a [`Cpu`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct CpuOptions {
-    /// Threads of a program, the engine's own included; one a processor where not told.
+    /// Threads of a program, the engine's own included; one a processor where not told, or all that were lent.
     pub threads: Option<usize>,
     /// The instruction set; the best that is present where not told.
     pub isa: Option<Isa>,
@@ -47,7 +49,10 @@ pub struct Cpu {
 impl Cpu {
     /// An instruction set that isn't present is replaced by the best that is.
     pub fn new(options: CpuOptions) -> Cpu {
+        #[cfg(not(target_family = "wasm"))]
         let available = || std::thread::available_parallelism().map_or(1, usize::from);
+        #[cfg(target_family = "wasm")]
+        let available = || 1 + lent::free();
         let best = Isa::ALL.into_iter().find(|i| i.present()).unwrap_or(Isa::Portable);
         Cpu {
             threads: options.threads.unwrap_or_else(available).clamp(1, 256),
@@ -56,11 +61,15 @@ impl Cpu {
     }
 }
 
+fn threads(count: usize) -> String {
+    if count == 1 { "1 thread".to_owned() } else { format!("{count} threads") }
+}
+
 impl Device for Cpu {
     fn describe(&self) -> DeviceInfo {
         DeviceInfo {
             name: "cpu".to_owned(),
-            description: format!("{}, {} threads, {}", os::processor(), self.threads, self.isa.name()),
+            description: format!("{}, {}, {}", os::processor(), threads(self.threads), self.isa.name()),
             numerics: self.isa.numerics().to_owned(),
             memory_free: os::memory_free(),
         }
@@ -84,7 +93,9 @@ impl Device for Cpu {
                 device: "the CPU".to_owned(),
             });
         }
-        let weights = load::weights(model, &lowered, self.threads)?;
+        // In a browser the thread that opened a file is the only one that can read it.
+        let readers = if cfg!(target_family = "wasm") { 1 } else { self.threads };
+        let weights = load::weights(model, &lowered, readers)?;
         Ok(Box::new(run::CpuProgram::new(lowered, weights, kernels::of(self.isa), self.threads)?))
     }
 }

@@ -23,4 +23,6 @@ pub mod sampling;
 #[cfg(not(target_family = "wasm"))]
 pub mod store;
 pub mod text;
+// What browsers have for a GPU belongs to one thread.
+#[cfg(not(all(target_family = "wasm", target_feature = "atomics")))]
 pub mod wgpu;

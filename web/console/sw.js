@@ -1,9 +1,11 @@
 /**
- * Keeps these pages for when there is no network. The two constants are filled in when the site is put together: a change of
+ * Keeps these pages for when there is no network. The constants are filled in when the site is put together: a change of
  * any file makes another version, which is fetched whole before it takes the old one's place.
  */
 const VERSION = "{{version}}";
 const FILES = {{files}};
+/** What not every visit needs: kept once it was fetched. */
+const LATER = {{later}};
 const PAGES = { "/cluster": "/cluster.html", "/bench": "/bench.html", "/join": "/join.html", "/": "/index.html" };
 
 self.addEventListener("install", (event) => {
@@ -28,7 +30,15 @@ self.addEventListener("fetch", (event) => {
   const { request } = event;
   const { origin, pathname } = new URL(request.url);
   const file = PAGES[pathname] ?? pathname;
-  if (request.method !== "GET" || origin !== self.location.origin || !FILES.includes(file)) return;
-  const kept = async () => (await (await caches.open(VERSION)).match(file)) ?? fetch(request);
-  event.respondWith(kept());
+  if (request.method !== "GET" || origin !== self.location.origin || ![...FILES, ...LATER].includes(file)) return;
+  event.respondWith(kept(request, file));
 });
+
+async function kept(request, file) {
+  const cache = await caches.open(VERSION);
+  const known = await cache.match(file);
+  if (known) return known;
+  const response = await fetch(request);
+  if (response.ok && LATER.includes(file)) await cache.put(file, response.clone());
+  return response;
+}

@@ -13,6 +13,8 @@ mod node;
 mod request;
 mod running;
 mod score;
+#[cfg(target_feature = "atomics")]
+mod threads;
 
 pub use digest::Digest;
 use host::Host;

@@ -14,6 +14,7 @@ use weir_backends::load::{LoadOptions, kv_layout};
 use weir_backends::models;
 use weir_backends::plan::Plan;
 use weir_backends::program::{Device, DeviceInfo, KvLayout, Program};
+#[cfg(not(target_feature = "atomics"))]
 use weir_backends::wgpu::Wgpu;
 use weir_scheduler::KvType;
 
@@ -113,30 +114,59 @@ pub async fn start(parts: Array, options: &str) -> Result<Started, JsError> {
     let kv = if options.small_cache { KvType::Q8_0 } else { KvType::F16 };
     let Options { context, slots, prefill_chunk, .. } = options;
     let wanted = LoadOptions { context, slots, kv, prefill_chunk, ..LoadOptions::default() };
-    let layers = 0..plan.layers.len();
-    let gpu = match options.device {
-        Where::Cpu => None,
-        wanted => gpu(options.subgroups, wanted == Where::Gpu).await?,
-    };
-    let (program, info, (layout, context)) = match gpu {
-        Some(gpu) => {
-            let wake = wake.clone();
-            let gpu = gpu.with_wake(Arc::new(move || wake.notify_one()));
-            let info = gpu.describe();
-            let layout = kv_layout(&file, &plan, wanted, info.memory_free);
-            (gpu.compile_async(&file, &plan, layers, layout.0).await?, info, layout)
-        }
+    let (program, info, (layout, context)) = match on_gpu(&file, &plan, wanted, &options, &wake).await? {
+        Some(compiled) => compiled,
         None => {
-            let cpu = Cpu::new(CpuOptions { threads: Some(1), isa: None });
+            // As many threads as workers were lent.
+            let cpu = Cpu::new(CpuOptions::default());
             let info = cpu.describe();
             let layout = kv_layout(&file, &plan, wanted, info.memory_free);
-            (cpu.compile(&file, &plan, layers, layout.0)?, info, layout)
+            (cpu.compile(&file, &plan, 0..plan.layers.len(), layout.0)?, info, layout)
         }
     };
     Ok(Started { program, file, plan, info, layout, context, options, wake })
 }
 
+type Compiled = (Box<dyn Program>, DeviceInfo, (KvLayout, u32));
+
+/// Compiles for the browser's GPU, where that is wanted and there is one.
+#[cfg(not(target_feature = "atomics"))]
+async fn on_gpu(
+    file: &ModelFile,
+    plan: &Plan,
+    wanted: LoadOptions,
+    options: &Options,
+    wake: &Arc<Notify>,
+) -> Result<Option<Compiled>, JsError> {
+    if options.device == Where::Cpu {
+        return Ok(None);
+    }
+    let Some(gpu) = gpu(options.subgroups, options.device == Where::Gpu).await? else { return Ok(None) };
+    let wake = wake.clone();
+    let gpu = gpu.with_wake(Arc::new(move || wake.notify_one()));
+    let info = gpu.describe();
+    let layout = kv_layout(file, plan, wanted, info.memory_free);
+    let program = gpu.compile_async(file, plan, 0..plan.layers.len(), layout.0).await?;
+    Ok(Some((program, info, layout)))
+}
+
+/// A GPU belongs to one thread, and here are several.
+#[cfg(target_feature = "atomics")]
+async fn on_gpu(
+    _: &ModelFile,
+    _: &Plan,
+    _: LoadOptions,
+    options: &Options,
+    _: &Arc<Notify>,
+) -> Result<Option<Compiled>, JsError> {
+    match options.device {
+        Where::Gpu => Err(JsError::new("the module with threads computes on the processor")),
+        Where::Auto | Where::Cpu => Ok(None),
+    }
+}
+
 /// The browser's GPU; one that a program imitates only where that is wanted.
+#[cfg(not(target_feature = "atomics"))]
 async fn gpu(subgroups: bool, any: bool) -> Result<Option<Wgpu>, JsError> {
     let found = Wgpu::find_async().await;
     let Some(found) = found.iter().find(|found| any || !found.software) else {

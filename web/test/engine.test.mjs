@@ -26,23 +26,23 @@ after(async () => {
 });
 
 /** Mean divergence from llama.cpp's F32 logits over the first positions, and llama.cpp's own. */
-async function mean(device, positions, chunk) {
+async function mean(device, positions, chunk, threads) {
   const golden = parse(readFileSync(GOLDEN));
   let sum = 0;
   for (let at = 0; at < positions; at += chunk) {
     const ids = golden.tokens.slice(at, Math.min(at + chunk, positions));
     const logits = await browser.page.evaluate(
-      async ({ ids, device, first }) => {
+      async ({ ids, device, threads, first }) => {
         globalThis.port ??= {};
         port[device] ??= new (await import("/dist/port.js")).Port();
-        const load = { parts: [{ source: `${location.origin}/models/smollm2.gguf` }], device, context: 512 };
+        const load = { parts: [{ source: `${location.origin}/models/smollm2.gguf` }], device, threads, context: 512 };
         const { logits } = await port[device].call("score", { ids, ...(first ? { load } : {}) }).result;
         const bytes = new Uint8Array(logits.buffer, logits.byteOffset, logits.byteLength);
         let text = "";
         for (let i = 0; i < bytes.length; i += 32768) text += String.fromCharCode(...bytes.subarray(i, i + 32768));
         return btoa(text);
       },
-      { ids, device, first: at === 0 },
+      { ids, device, threads, first: at === 0 },
     );
     const bytes = Buffer.from(logits, "base64");
     const all = new Float32Array(bytes.buffer, bytes.byteOffset, bytes.length / 4);
@@ -54,19 +54,19 @@ async function mean(device, positions, chunk) {
   return { kl: sum / positions, peer: golden.peer };
 }
 
-async function check(device, positions, chunk) {
-  const { kl, peer } = await mean(device, positions, chunk);
-  console.log(`${device}: mean KL ${kl.toExponential(3)}, llama.cpp ${peer.toExponential(3)}, ${positions} positions`);
+async function check(device, positions, chunk, threads = 1) {
+  const { kl, peer } = await mean(device, positions, chunk, threads);
+  console.log(`${device}, ${threads} threads: mean KL ${kl.toExponential(3)}, llama.cpp ${peer.toExponential(3)}, ${positions} positions`);
   assert.ok(kl <= 1.25 * peer, `${device}: mean KL ${kl}, llama.cpp's own is ${peer}`);
 }
 
 /** What a device answers, and how long that took. */
-async function ask(device, options) {
+async function ask(device, options, threads = 1) {
   return browser.page.evaluate(
-    async ({ device, options, messages }) => {
+    async ({ device, options, threads, messages }) => {
       const client = new weir.Weir();
       const began = performance.now();
-      await client.add("edge", { kind: "local", model: "/models/smollm2.gguf", device, context: 512 });
+      await client.add("edge", { kind: "local", model: "/models/smollm2.gguf", device, threads, context: 512 });
       const loaded = performance.now();
       const answer = client.chat(messages, options);
       let [text, first] = ["", 0];
@@ -81,7 +81,7 @@ async function ask(device, options) {
       const rate = n > 1 ? ((n - 1) / (over - first)) * 1e3 : 0;
       return { text, end: answer.end, about, load_ms: loaded - began, first_ms: first - loaded, rate };
     },
-    { device, options, messages: QUESTION },
+    { device, options, threads, messages: QUESTION },
   );
 }
 
@@ -89,6 +89,32 @@ const show = ({ about, load_ms, first_ms, rate }) =>
   console.log(`${about}: loaded in ${load_ms.toFixed(0)} ms, first token ${first_ms.toFixed(0)} ms, ${rate.toFixed(1)} tok/s`);
 
 test("the processor is as near as llama.cpp", { skip, timeout: 300e3 }, () => check("cpu", 128, 32));
+
+test("the processor's threads compute what one computes", { skip, timeout: 300e3 }, async () => {
+  assert.ok(await browser.page.evaluate(() => crossOriginIsolated));
+  const one = await ask("cpu", { maxTokens: 64 }, 1);
+  // More than some machines have processors: they take turns.
+  for (const threads of [2, 3]) {
+    const several = await ask("cpu", { maxTokens: 64 }, threads);
+    [one, several].forEach(show);
+    assert.match(several.about, new RegExp(`${threads} threads`));
+    assert.equal(several.text, one.text);
+  }
+  await check("cpu", 128, 32, 2);
+});
+
+test("a page that isn't isolated computes with one thread", { skip, timeout: 120e3 }, async () => {
+  const plain = await serve({ "smollm2.gguf": MODEL }, { isolated: false });
+  const other = await open(plain.url, { gpu: false });
+  const about = await other.page.evaluate(async () => {
+    const client = new weir.Weir();
+    await client.add("edge", { kind: "local", model: "/models/smollm2.gguf", context: 512 });
+    return client.endpoints()[0].about;
+  });
+  await other.close();
+  plain.close();
+  assert.match(about, /, 1 thread, WebAssembly/);
+});
 
 // SwiftShader takes some seconds for each position; fewer of them have means of their own.
 test("the GPU is as near as llama.cpp", { skip, timeout: 1800e3 }, () => check("gpu", 128, 32));

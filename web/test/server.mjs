@@ -9,15 +9,17 @@ const WEB = fileURLToPath(new URL("..", import.meta.url));
 
 /**
  * `files` are paths by the names under which they are served, `/models/NAME`. `faults.after` is the number of bytes of
- * models after which every further request fails; `sent` counts them.
+ * models after which every further request fails; `sent` counts them. Pages are isolated from other origins unless told.
  */
-export async function serve(files) {
+export async function serve(files, { isolated = true } = {}) {
   const faults = { after: Infinity, ranges: true };
   const state = { sent: 0, requests: 0, faults };
   const server = createServer((request, response) => {
     const path = new URL(request.url, "http://x").pathname;
-    response.setHeader("cross-origin-opener-policy", "same-origin");
-    response.setHeader("cross-origin-embedder-policy", "require-corp");
+    if (isolated) {
+      response.setHeader("cross-origin-opener-policy", "same-origin");
+      response.setHeader("cross-origin-embedder-policy", "require-corp");
+    }
     if (path === "/favicon.ico") return response.writeHead(204).end();
     if (path === "/") return response.setHeader("content-type", "text/html").end("<!doctype html><title>weir</title>");
     const name = path.replace(/^\/models\//, "");

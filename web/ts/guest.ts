@@ -1,5 +1,6 @@
 /** This tab as a node of a cluster: it computes for others with a model of its own. */
 import type { About, LoadCall } from "./local.js";
+import type { Wish } from "./module.js";
 import { Port } from "./port.js";
 import { type Progress, WeirError } from "./types.js";
 
@@ -50,7 +51,7 @@ export interface Rates {
   token_ms: number;
 }
 
-export type JoinCall = { gateway: string; name: string; device: string; memory: number; token?: string };
+export type JoinCall = { wish: Wish; gateway: string; name: string; device: string; memory: number; token?: string };
 export type OfferCall = { load: LoadCall; name: string; bearer?: { origin: string; secret: string } };
 export type Offered = { about: About; rates: Rates };
 
@@ -70,7 +71,7 @@ export class Guest {
     this.#spec = spec;
     const gateway = spec.gateway ?? location.origin;
     const memory = ((navigator as { deviceMemory?: number }).deviceMemory ?? 4) * 2 ** 29;
-    const call: JoinCall = { gateway, name: spec.name ?? "tab", device: browser(), memory };
+    const call: JoinCall = { wish: { device: spec.device ?? "auto" }, gateway, name: spec.name ?? "tab", device: browser(), memory };
     if (spec.token !== undefined) call.token = spec.token;
     const tell = (event: unknown) => {
       this.#state = event as Membership;

@@ -14,7 +14,7 @@ export interface About {
 }
 
 /** What the worker is asked to load. */
-export type LoadCall = Pick<LocalSpec, "device" | "context" | "slots"> & {
+export type LoadCall = Pick<LocalSpec, "device" | "threads" | "context" | "slots"> & {
   parts: { source: string | File; sha256?: string }[];
 };
 
@@ -54,6 +54,7 @@ export class Local implements Endpoint {
         ...(digests[i] === undefined ? {} : { sha256: digests[i] }),
       })),
       device: spec.device ?? "auto",
+      ...(spec.threads === undefined ? {} : { threads: spec.threads }),
       ...(spec.context === undefined ? {} : { context: spec.context }),
       ...(spec.slots === undefined ? {} : { slots: spec.slots }),
     };

@@ -129,8 +129,26 @@ export function readable(file: Blob): Part {
   };
 }
 
+/** Whether this page may keep files: it must come over https or from localhost, and some web views have no place for them. */
+export function keeps(): boolean {
+  return typeof navigator.storage?.getDirectory === "function";
+}
+
+/** A file where none can be kept: it is there until nobody reads it any more. */
+export async function borrow(url: string, tell: Tell): Promise<Part> {
+  const { size, etag, ranges } = await ask(url);
+  if (!ranges) return readable(await (await get(url, {})).blob());
+  const note: Note = { url, size, etag, piece: PIECE, pieces: Array<string>(Math.ceil(size / PIECE)).fill(""), checked: "" };
+  const pieces: Blob[] = [];
+  for (const i of note.pieces.keys()) {
+    pieces.push(new Blob([await onePiece(note, i, new AbortController().signal)]));
+    tell({ stage: "fetch", done: extent(note, i).to, total: size });
+  }
+  return readable(new Blob(pieces));
+}
+
 async function root(): Promise<FileSystemDirectoryHandle> {
-  if (!navigator.storage?.getDirectory) {
+  if (!keeps()) {
     throw new WeirError("failed", "this page may not keep files; it must come over https, or from localhost");
   }
   return (await navigator.storage.getDirectory()).getDirectoryHandle(FOLDER, { create: true });

@@ -15,6 +15,8 @@ export interface LocalSpec {
   sha256?: string | string[];
   /** Where to compute: on a GPU where there is a real one, unless told otherwise. */
   device?: "auto" | "gpu" | "cpu";
+  /** Threads, where the processor computes: most of what there are, but one in a page that isn't `crossOriginIsolated`. */
+  threads?: number;
   /** Longest sequence in tokens; the model's own, but no more than 8192, where not told. */
   context?: number;
   /** Conversations that are answered at once. */

@@ -1,9 +1,10 @@
 /** The worker: the engine, and the store of models. */
-import init, { Digest, Model, Node, Scorer } from "./engine.js";
+import type { Model, Node, Scorer } from "./engine.js";
 import { withSubgroups } from "./gpu.js";
 import type { JoinCall, Membership, OfferCall, Rates } from "./guest.js";
 import type { LoadCall, Said } from "./local.js";
 import { stay } from "./membership.js";
+import { engine, type Wish } from "./module.js";
 import { serve } from "./port.js";
 import * as store from "./store.js";
 import { type FailureKind, type Request, WeirError } from "./types.js";
@@ -11,7 +12,6 @@ import { type FailureKind, type Request, WeirError } from "./types.js";
 /** Bytes that are read at once for a digest. */
 const READ = 4 << 20;
 
-let engine: Promise<unknown> | undefined;
 let subgroups: Promise<boolean> | undefined;
 let model: Model | undefined;
 let scorer: Scorer | undefined;
@@ -30,14 +30,8 @@ const host = {
     }),
 };
 
-/** The module, when it is first needed. */
-function ready(): Promise<unknown> {
-  engine ??= init({ module_or_path: new URL("./engine_bg.wasm", import.meta.url) });
-  return engine;
-}
-
-const digest: store.Digest = async (read, size) => {
-  await ready();
+const digestBy = (wish: Wish): store.Digest => async (read, size) => {
+  const { Digest } = await engine(wish);
   const hash = new Digest();
   const buffer = new Uint8Array(READ);
   for (let at = 0; at < size; at += READ) {
@@ -52,19 +46,20 @@ const digest: store.Digest = async (read, size) => {
 /** What is to be loaded, ready to be read; and the engine's options. */
 async function prepare(call: LoadCall, tell: store.Tell, offered?: string): Promise<{ parts: store.Part[]; options: string }> {
   const parts: store.Part[] = [];
+  const digest = digestBy(call);
   for (const { source, sha256 } of call.parts) {
-    if (typeof source === "string") {
+    if (typeof source === "string" && store.keeps()) {
       await store.fetchAll(source, sha256, digest, tell);
       parts.push(await store.stored(source));
     } else {
-      const part = store.readable(source);
+      const part = typeof source === "string" ? await store.borrow(source, tell) : store.readable(source);
       if (sha256 !== undefined && (await digest(part.read, part.size)) !== sha256.toLowerCase()) {
-        throw new WeirError("damaged", `${source.name} has another SHA-256 than ${sha256}`);
+        const name = typeof source === "string" ? source : source.name;
+        throw new WeirError("damaged", `${name} has another SHA-256 than ${sha256}`);
       }
       parts.push(part);
     }
   }
-  await ready();
   subgroups ??= call.device === "cpu" ? Promise.resolve(false) : withSubgroups();
   const { device, context, slots } = call;
   return { parts, options: JSON.stringify({ device, context, slots, subgroups: await subgroups, sha256: offered }) };
@@ -111,6 +106,7 @@ function answer({ input, options }: Request, say: (said: Said) => void, id: numb
 async function offer({ load, name, bearer }: OfferCall, tell: store.Tell): Promise<unknown> {
   if (bearer) store.authorise(bearer.origin, bearer.secret);
   const { parts, options } = await prepare(load, tell, load.parts[0]?.sha256);
+  const { Model } = await engine(load);
   model = await Model.load(told(parts, tell), options, host as never);
   if (!node) throw new WeirError("failed", "no cluster was joined");
   const rates = JSON.parse(await node.hold(model, name)) as Rates;
@@ -118,7 +114,7 @@ async function offer({ load, name, bearer }: OfferCall, tell: store.Tell): Promi
 }
 
 async function join(call: JoinCall, tell: (state: Membership) => void): Promise<void> {
-  await ready();
+  const { Node } = await engine(call.wish);
   node = new Node(call.name, call.device, call.memory);
   return stay(node, call, tell, leaving.signal);
 }
@@ -128,6 +124,7 @@ serve(async (name, argument: never, event, id) => {
   switch (name) {
     case "load": {
       const { parts, options } = await prepare(argument, tell);
+      const { Model } = await engine(argument);
       model = await Model.load(told(parts, tell), options, host as never);
       return JSON.parse(model.about()) as unknown;
     }
@@ -157,6 +154,7 @@ serve(async (name, argument: never, event, id) => {
       const { load, ids } = argument as { load?: LoadCall; ids: number[] };
       if (load) {
         const { parts, options } = await prepare(load, tell);
+        const { Scorer } = await engine(load);
         scorer = await Scorer.load(parts, options);
       }
       return scorer && { about: scorer.about(), logits: await scorer.logits(Uint32Array.from(ids)) };
@@ -167,7 +165,7 @@ serve(async (name, argument: never, event, id) => {
     }
     case "fetch": {
       const { url, sha256 } = argument as { url: string; sha256?: string };
-      return store.fetchAll(url, sha256, digest, tell);
+      return store.fetchAll(url, sha256, digestBy({ threads: 1 }), tell);
     }
     case "repair":
       return store.repair((argument as { url: string }).url, tell);

@@ -27,12 +27,12 @@ fn missing() -> Vec<(&'static str, &'static str)> {
     if browser().is_none() {
         missing.push(("chromium", "chromium"));
     }
-    let has_target =
-        |root: String| std::path::Path::new(root.trim()).join("lib/rustlib/wasm32-unknown-unknown").exists();
-    let rustups = output(program("rustc").args(["--print", "sysroot"])).is_ok_and(has_target);
+    let has_sources =
+        |root: String| std::path::Path::new(root.trim()).join("lib/rustlib/src/rust/library/std").exists();
+    let rustups = output(program("rustc").args(["--print", "sysroot"])).is_ok_and(has_sources);
     let debians = works("/usr/bin/rustc", &["--version"]) && works("wasm-ld-22", &["--version"]);
     if !rustups && !debians {
-        missing.push(("a compiler for WebAssembly", "rustc-web rust-web-src lld-22"));
+        missing.push(("the sources of the standard library", "rustc-web rust-web-src lld-22"));
     }
     missing
 }

@@ -1,8 +1,10 @@
 //! Pinned threads that go through a step together, meeting at barriers.
+#[cfg(target_family = "wasm")]
+use super::lent;
 use super::os;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex};
-use std::time::{Duration, Instant};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use std::time::Duration;
 
 /// How long a thread spins before it sleeps: processors may be shared with other programs.
 const SPIN: Duration = Duration::from_micros(20);
@@ -44,7 +46,7 @@ impl Gate {
             }
             std::hint::spin_loop();
         }
-        let start = Instant::now();
+        let mut patience = Patience::new();
         loop {
             for _ in 0..64 {
                 if self.value.load(Ordering::Acquire) != seen {
@@ -52,16 +54,67 @@ impl Gate {
                 }
                 std::hint::spin_loop();
             }
-            if start.elapsed() > spin {
+            if patience.is_over(spin) {
                 break;
             }
         }
         let mut guard = self.lock.lock().unwrap_or_else(|e| e.into_inner());
         self.sleepers.fetch_add(1, Ordering::SeqCst);
         while self.value.load(Ordering::SeqCst) == seen {
-            guard = self.wake.wait(guard).unwrap_or_else(|e| e.into_inner());
+            guard = self.sleep(guard);
         }
         self.sleepers.fetch_sub(1, Ordering::SeqCst);
+    }
+
+    #[cfg(not(target_family = "wasm"))]
+    fn sleep<'a>(&self, guard: MutexGuard<'a, ()>) -> MutexGuard<'a, ()> {
+        self.wake.wait(guard).unwrap_or_else(|e| e.into_inner())
+    }
+
+    /// A lent thread that dies takes only its own worker with it; the others have to look.
+    #[cfg(target_family = "wasm")]
+    fn sleep<'a>(&self, guard: MutexGuard<'a, ()>) -> MutexGuard<'a, ()> {
+        let (guard, _) = self.wake.wait_timeout(guard, LOOK).unwrap_or_else(|e| e.into_inner());
+        assert!(!lent::is_broken(), "a thread of this program has died");
+        guard
+    }
+}
+
+/// How often a thread that sleeps looks whether the others are alive.
+#[cfg(target_family = "wasm")]
+const LOOK: Duration = Duration::from_secs(1);
+
+/// How long a thread has been spinning.
+#[cfg(not(target_family = "wasm"))]
+struct Patience(std::time::Instant);
+
+#[cfg(not(target_family = "wasm"))]
+impl Patience {
+    fn new() -> Patience {
+        Patience(std::time::Instant::now())
+    }
+
+    fn is_over(&mut self, spin: Duration) -> bool {
+        self.0.elapsed() > spin
+    }
+}
+
+/// How often a thread has looked: there is no clock.
+#[cfg(target_family = "wasm")]
+struct Patience(u32);
+
+#[cfg(target_family = "wasm")]
+impl Patience {
+    /// What 64 looks take on processors of these years.
+    const LOOKS: Duration = Duration::from_nanos(50);
+
+    fn new() -> Patience {
+        Patience(0)
+    }
+
+    fn is_over(&mut self, spin: Duration) -> bool {
+        self.0 += 1;
+        Patience::LOOKS * self.0 > spin
     }
 }
 
@@ -115,7 +168,7 @@ impl Thread<'_> {
 /// Threads for one program; the caller of [`Pool::run`] is one of them.
 pub struct Pool {
     shared: Arc<Shared>,
-    workers: Vec<std::thread::JoinHandle<()>>,
+    workers: Vec<Worker>,
     pinned: Option<std::thread::ThreadId>,
 }
 
@@ -133,11 +186,11 @@ impl Pool {
         let mut pool = Pool { shared, workers: Vec::new(), pinned: None };
         for index in 1..threads {
             let shared = pool.shared.clone();
-            let worker = std::thread::Builder::new().name(format!("weir-cpu-{index}"));
-            pool.workers.push(worker.spawn(move || {
+            let worker = move || {
                 os::pin(place(index, shared.threads));
                 work(&shared, index);
-            })?);
+            };
+            pool.workers.push(spawn(index, worker)?);
         }
         Ok(pool)
     }
@@ -161,6 +214,21 @@ impl Pool {
         thread.barrier();
         std::mem::forget(guard);
     }
+}
+
+#[cfg(not(target_family = "wasm"))]
+type Worker = std::thread::JoinHandle<()>;
+#[cfg(target_family = "wasm")]
+type Worker = lent::Worker;
+
+#[cfg(not(target_family = "wasm"))]
+fn spawn(index: usize, work: impl FnOnce() + Send + 'static) -> std::io::Result<Worker> {
+    std::thread::Builder::new().name(format!("weir-cpu-{index}")).spawn(work)
+}
+
+#[cfg(target_family = "wasm")]
+fn spawn(_index: usize, work: impl FnOnce() + Send + 'static) -> std::io::Result<Worker> {
+    lent::spawn(work)
 }
 
 /// Processors for one of `threads` threads: its own where there are enough, else all.

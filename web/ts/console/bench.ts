@@ -1,6 +1,7 @@
 /** The benchmark page: measures engines on the same model and lengths, and shows what came of it. */
 import { Weir } from "../index.js";
 import { Store } from "../library.js";
+import { threadsHere } from "../module.js";
 import type { Message } from "../types.js";
 import { at, element, keep, key, shared, type Shared, show, size, text, words } from "./page.js";
 
@@ -94,9 +95,10 @@ async function wllama(model: string): Promise<Engine> {
   const headers = new Headers(known === undefined ? [] : [["authorization", `Bearer ${known}`]]);
   const response = await fetch(model, { headers });
   if (!response.ok) throw new Error(`${model}: HTTP ${response.status}`);
-  await engine.loadModel([await response.blob()], { n_ctx: CONTEXT });
+  // As many threads as ours.
+  await engine.loadModel([await response.blob()], { n_ctx: CONTEXT, n_threads: crossOriginIsolated ? threadsHere() : 1 });
   return {
-    about: `wllama, llama.cpp ${Wllama.getLibllamaVersion()}, ${engine.getNumThreads?.() ?? "?"} threads`,
+    about: `wllama, llama.cpp ${Wllama.getLibllamaVersion()}, threads: ${engine.getNumThreads?.() ?? "?"}`,
     async answer(messages, maxTokens, piece) {
       let output = 0;
       const onData = (chunk: { choices?: { delta?: { content?: string } }[] }) => {
@@ -246,7 +248,7 @@ at("form").onsubmit = async (event) => {
     }
   }
   at<HTMLButtonElement>("measure").disabled = false;
-  const done = results.length > 0 ? `Medians of ${settings.runs} runs of ${settings.output} tokens, after one to warm up; prompts of about ${results[0]!.prompt_tokens} tokens. ` : "";
+  const done = results.length > 0 ? `Medians of ${settings.runs} ${settings.runs === 1 ? "run" : "runs"} of ${settings.output} tokens, after one to warm up; prompts of about ${results[0]!.prompt_tokens} tokens. ` : "";
   text("state", done + failures.join(" "));
 };
 

@@ -58,7 +58,8 @@ function pulse({ nodes, requests }: Pulse): void {
   if (rates.length > HISTORY) rates.shift();
   const here = nodes.filter(({ state }) => state === "connected" || state === "draining");
   const { interactive, normal, background } = requests.waiting;
-  text("live", `Live; ${nodes.length - here.length} more known and not here.`);
+  const absent = nodes.length - here.length;
+  text("live", absent > 0 ? `Live; ${absent} more known and not here.` : "Live.");
   text("nodes", `${here.length}`);
   text("rate", rates.length > 0 ? rate(rates.at(-1)!) : "–");
   text("running", `${requests.running}`);
