@@ -33,7 +33,8 @@ cargo xtask sim [--seeds N]       the scheduler under virtual time: N seeds of f
 cargo xtask telemetry             a real Prometheus and Phoenix look at a cluster: every panel, alert and span
 cargo xtask deploy                writes the dashboards, checks the chart, the compose file, units and alert rules
 cargo xtask web                   the browser's engine and SDK, in web/dist, and the gateway's pages, in web/site
-cargo xtask web test              the same, and its tests in Chromium
+cargo xtask web test [--full]     the same, and its tests in Chromium
+                                  --full: a Tauri program, an Electron example's types, pictures of all pages
 cargo xtask fuzz [TARGET] [SECONDS] fuzzes what reads model files (reader), frames, policies, providers' streams (streams)";
 
 fn main() -> ExitCode {
@@ -63,7 +64,8 @@ fn dispatch(arguments: &[String]) -> Result<()> {
         ["telemetry"] => telemetry::run(),
         ["deploy"] => deploy::run(),
         ["web"] => web::build(),
-        ["web", "test"] => web::test(),
+        ["web", "test"] => web::test(web::Scope::Default),
+        ["web", "test", "--full"] => web::test(web::Scope::Full),
         ["sim", rest @ ..] => sim::run(rest),
         ["fuzz"] => fuzz::run(None, 60),
         ["fuzz", target] if target.parse::<u32>().is_err() => fuzz::run(Some(target), 60),

@@ -21,9 +21,25 @@ pub fn build() -> Result<()> {
     check(&mut cargo(&["run", "--quiet", "--package", "xtask", "--features", "web", "--", "web"]))
 }
 
+/// How much is tested.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scope {
+    Default,
+    /// The examples of desktop programs, too, and pictures of all pages.
+    Full,
+}
+
 /// What is missing for that, and the Debian packages that have it.
-fn missing() -> Vec<(&'static str, &'static str)> {
+fn missing(scope: Scope) -> Vec<(&'static str, &'static str)> {
     let mut missing = Vec::new();
+    if scope == Scope::Full {
+        if !works("Xvfb", &["-help"]) {
+            missing.push(("a screen that nobody sees", "xvfb"));
+        }
+        if !works("pkg-config", &["--exists", "webkit2gtk-4.1"]) {
+            missing.push(("a web view", "libwebkit2gtk-4.1-dev"));
+        }
+    }
     if browser().is_none() {
         missing.push(("chromium", "chromium"));
     }
@@ -42,8 +58,8 @@ fn browser() -> Option<&'static str> {
 }
 
 /// Builds it, and tests it in Chromium.
-pub fn test() -> Result<()> {
-    let missing = missing();
+pub fn test(scope: Scope) -> Result<()> {
+    let missing = missing(scope);
     if !missing.is_empty() {
         let packages: Vec<&str> = missing.iter().map(|(_, packages)| *packages).collect();
         bail!(
@@ -59,12 +75,30 @@ pub fn test() -> Result<()> {
     let mut tests = program("node");
     // With the pages in it.
     check(&mut cargo(&["build", "--quiet", "--package", "weir", "--bin", "weir"]))?;
-    let files = ["remote", "store", "join", "console", "examples", "engine"]
-        .map(|name| format!("test/{name}.test.mjs"));
+    let mut files = vec!["remote", "store", "join", "console", "examples", "engine"];
+    match scope {
+        Scope::Full => files.push("desktop"),
+        Scope::Default => {
+            eprintln!("SKIPPED: the examples of desktop programs; `cargo xtask web test --full` has them")
+        }
+    }
+    let files = files.into_iter().map(|name| format!("test/{name}.test.mjs"));
     tests.current_dir(&folder).args(["--test", "--test-reporter=spec"]).args(files);
     tests.env("WEIR_TEST_BROWSER", browser).env("WEIR_TEST_MODELS", models::folder()?).env("CI", "true");
     let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from);
     tests
         .env("WEIR_TEST_PROGRAM", target.join("debug").join(format!("weir{}", std::env::consts::EXE_SUFFIX)));
-    check(&mut tests)
+    check(&mut tests)?;
+    if scope == Scope::Full {
+        let into = target.join("screenshots");
+        let mut pictures = program("node");
+        pictures.current_dir(&folder).arg("test/screenshots.mjs").arg(&into).envs(
+            tests
+                .get_envs()
+                .filter_map(|(name, value)| value.map(|value| (name.to_owned(), value.to_owned()))),
+        );
+        check(&mut pictures)?;
+        println!("pictures of the pages, to look at: {}", into.display());
+    }
+    Ok(())
 }
