@@ -5,6 +5,7 @@
 
 mod blocks;
 mod draft;
+mod drafter;
 // Tested everywhere, used in browsers.
 #[cfg(any(test, target_arch = "wasm32"))]
 #[cfg_attr(not(target_arch = "wasm32"), allow(dead_code))]
@@ -17,6 +18,7 @@ mod sequence;
 mod tests;
 mod vocabulary;
 
+pub use drafter::Draft;
 #[cfg(target_arch = "wasm32")]
 pub use driven::EngineHandle;
 #[cfg(not(target_arch = "wasm32"))]
@@ -27,6 +29,7 @@ use crate::grammar::{self, GrammarError, Grammars, Masks};
 use crate::program::{DeviceError, KvLayout, Program, SegmentOutput, StepOutput};
 use blocks::BlockPool;
 use draft::Pace;
+use drafter::{Drafter, Turn};
 use sequence::{Flushed, Outbox, Rank, Sequence};
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -131,6 +134,10 @@ pub struct EngineStatus {
     pub guessed: u64,
     /// Of those, the ones that were right: each has saved a step.
     pub guessed_right: u64,
+    /// Of the guesses, those of a draft model.
+    pub drafted: u64,
+    /// Of those, the ones that were right.
+    pub drafted_right: u64,
     /// How long the engine has been without a finished step although it had work that nobody else held up; else zero.
     pub last_step_age: Duration,
     /// Why the device can't go on; every request is refused then.
@@ -182,6 +189,9 @@ pub struct Engine {
     steps: u64,
     guessed: u64,
     guessed_right: u64,
+    drafted: u64,
+    drafted_right: u64,
+    drafter: Option<Box<Drafter>>,
     last_progress: Time,
     pace: Pace,
     /// When a step of decoding was last known to be done.
@@ -241,6 +251,9 @@ impl Engine {
             steps: 0,
             guessed: 0,
             guessed_right: 0,
+            drafted: 0,
+            drafted_right: 0,
+            drafter: None,
             last_progress: Time::ZERO,
             pace: Pace::default(),
             last_done: Time::ZERO,
@@ -258,7 +271,13 @@ impl Engine {
         vocabulary: impl Into<Vocabulary>,
         config: EngineConfig,
     ) -> EngineHandle {
-        EngineHandle::new(Engine::new(program, vocabulary.into(), config))
+        Engine::new(program, vocabulary.into(), config).start()
+    }
+
+    /// Runs this one on a thread of its own.
+    #[cfg(not(target_arch = "wasm32"))]
+    pub fn start(self) -> EngineHandle {
+        EngineHandle::new(self)
     }
 
     /// Takes a request, or refuses it at once. Events go to `sink`; while it is full the sequence rests, and when its
@@ -323,6 +342,7 @@ impl Engine {
             self.pace.took(rows, now.since(since));
             self.last_done = now;
         }
+        self.time_draft(now);
         self.end_where(FailureKind::Deadline, "the deadline passed", |s| {
             s.deadline.is_some_and(|d| d <= now)
         });
@@ -330,10 +350,20 @@ impl Engine {
         if self.failed.is_some() {
             return if self.draining.is_empty() { Progress::Idle } else { Progress::Blocked };
         }
+        if let Some(progress) = self.follow_draft(now) {
+            return progress;
+        }
         let depth = self.program.depth().max(1);
         while self.in_flight.len() < depth {
             self.admit(now);
-            let Some((batch, flights, decoding)) = self.schedule() else { break };
+            match self.begin_draft(now) {
+                Turn::No => {}
+                Turn::Wait => break,
+                Turn::Begun => return Progress::Worked,
+            }
+            let scheduled = self.schedule();
+            self.drafter.iter_mut().for_each(|drafter| drafter.ready = false);
+            let Some((batch, flights, decoding)) = scheduled else { break };
             if let Err(error) = self.program.submit(batch) {
                 self.lose(&error);
                 return Progress::Worked;
@@ -360,6 +390,7 @@ impl Engine {
     pub fn fail(&mut self, why: &str) {
         self.failed = Some(why.to_owned());
         self.in_flight.clear();
+        self.drafter = None;
         self.end_where(FailureKind::Internal, why, |_| true);
     }
 
@@ -385,6 +416,8 @@ impl Engine {
             steps: self.steps,
             guessed: self.guessed,
             guessed_right: self.guessed_right,
+            drafted: self.drafted,
+            drafted_right: self.drafted_right,
             last_step_age: if self.idle() { Duration::ZERO } else { now.since(self.last_progress) },
             failed: self.failed.clone(),
         }
@@ -452,10 +485,16 @@ impl Engine {
                     "a step came back with other tokens than it was asked for".into(),
                 ));
             }
-            self.guessed += sequence.guessed.len() as u64;
+            let (guessed, drafted) = (sequence.guessed.len(), sequence.draft.checked);
             let (taken, finished) = sequence.accept(sampled, &self.vocabulary);
+            Engine::learn(&mut self.drafter, sequence, guessed, taken, finished.is_some());
             self.tokens_generated += taken as u64;
+            self.guessed += guessed as u64;
             self.guessed_right += taken as u64 - 1;
+            if drafted {
+                self.drafted += guessed as u64;
+                self.drafted_right += taken as u64 - 1;
+            }
             if finished.is_none() {
                 sequence.outbox.flush();
             }

@@ -1,5 +1,7 @@
 //! From a model file to a running engine.
 #[cfg(not(target_family = "wasm"))]
+mod draft;
+#[cfg(not(target_family = "wasm"))]
 mod file;
 
 use crate::engine::Speculation;
@@ -9,7 +11,7 @@ use crate::plan::Plan;
 use crate::program::{DeviceError, KvLayout};
 use crate::text::{ChatTemplate, TextError, Tokenizer};
 #[cfg(not(target_family = "wasm"))]
-pub use file::{Loaded, load};
+pub use file::{Loaded, load, load_with_draft};
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -83,6 +85,22 @@ pub enum LoadError {
         /// Of the model.
         vocab: usize,
     },
+    /// The draft model wasn't loaded.
+    #[error("the draft model {path}: {error}")]
+    Draft {
+        /// Its file.
+        path: PathBuf,
+        /// Why.
+        error: Box<LoadError>,
+    },
+    /// The draft model has another tokenizer.
+    #[error("the draft model {path} has another tokenizer: {why}; take a smaller model of the same family")]
+    DraftTokens {
+        /// Its file.
+        path: PathBuf,
+        /// What is different.
+        why: String,
+    },
     /// The parts loaded at the same time can't be put together.
     #[error("loading was interrupted: {0}")]
     Interrupted(&'static str),
@@ -106,12 +124,24 @@ pub fn text(model: &ModelFile, plan: &Plan) -> Result<(Arc<Tokenizer>, Arc<ChatT
 /// longest sequences, and for 1,024 tokens a slot, as far as memory goes; the context yields when one sequence of
 /// it doesn't fit.
 pub fn kv_layout(model: &ModelFile, plan: &Plan, options: LoadOptions, free: u64) -> (KvLayout, u32) {
+    kv_layout_beside((model, plan), None, options, free)
+}
+
+/// The same where a draft model has as many blocks of its own.
+pub fn kv_layout_beside(
+    (model, plan): (&ModelFile, &Plan),
+    draft: Option<(&ModelFile, &Plan)>,
+    options: LoadOptions,
+    free: u64,
+) -> (KvLayout, u32) {
     let own = u32::try_from(plan.context).unwrap_or(u32::MAX);
     let context = options.context.unwrap_or(CONTEXT).min(own).max(1);
     let slots = options.slots.max(1);
-    let block_bytes = (plan.kv_bytes_per_token(0..plan.layers.len(), options.kv) * BLOCK_TOKENS) as u64;
+    let block_bytes = |plan: &Plan| kv_bytes_per_token(plan, options.kv) * BLOCK_TOKENS as u64;
+    let weights = model.total_bytes() + draft.map_or(0, |(file, _)| file.total_bytes());
+    let block_bytes = block_bytes(plan) + draft.map_or(0, |(_, plan)| block_bytes(plan));
     // Weights grow a little when they are repacked; the rest is for activations and everybody else.
-    let room = options.memory.unwrap_or(u64::MAX).min(free).saturating_sub(model.total_bytes() / 8 * 9);
+    let room = options.memory.unwrap_or(u64::MAX).min(free).saturating_sub(weights / 8 * 9);
     let affordable = room / 8 * 7 / block_bytes.max(1);
     let blocks_of = |tokens: u64| tokens.div_ceil(BLOCK_TOKENS as u64) + 1;
     let wanted = (2 * blocks_of(context.into())).max(u64::from(slots) * blocks_of(TOKENS_A_SLOT));
@@ -121,4 +151,8 @@ pub fn kv_layout(model: &ModelFile, plan: &Plan, options: LoadOptions, free: u64
     let rows = options.prefill_chunk.max(1) + slots;
     let blocks = u32::try_from(blocks).unwrap_or(u32::MAX);
     (KvLayout { blocks, kv: options.kv, slots, rows }, context)
+}
+
+fn kv_bytes_per_token(plan: &Plan, kv: KvType) -> u64 {
+    plan.kv_bytes_per_token(0..plan.layers.len(), kv) as u64
 }

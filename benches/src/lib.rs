@@ -6,6 +6,7 @@ pub mod ours;
 #[cfg(feature = "peers")]
 pub mod peer;
 pub mod report;
+pub mod requantise;
 pub mod roofline;
 pub mod shapes;
 pub mod weights;

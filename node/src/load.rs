@@ -36,12 +36,13 @@ pub struct Loaded {
     pub weight_bytes: u64,
 }
 
-/// Loads a model ([`weir_backends::load::load`]) that a node is to hold. It is called by its file's name until somebody
+/// Loads a model ([`weir_backends::load::load_with_draft`]) that a node is to hold. It is called by its file's name until somebody
 /// gives it another.
 #[cfg(not(target_arch = "wasm32"))]
 pub fn load(
     file: &Path,
     id: Option<ModelId>,
+    draft: Option<&Path>,
     device: &dyn Device,
     options: LoadOptions,
 ) -> Result<Loaded, LoadError> {
@@ -49,12 +50,13 @@ pub fn load(
     let model = ModelFile::open(file)?;
     let (loaded, text) = std::thread::scope(|scope| {
         let text = scope.spawn(|| ModelText::of(&model));
-        (load::load(file, id, device, options), text.join())
+        (load::load_with_draft(file, id, draft, device, options), text.join())
     });
     let text = text.map_err(|_| LoadError::Interrupted("the text's thread died"))?;
-    let load::Loaded { engine, tokenizer, template, device, weight_bytes } = loaded?;
+    let load::Loaded { engine, tokenizer, template, device, weight_bytes, draft_bytes } = loaded?;
     let name = file.file_stem().map_or_else(|| "model".into(), |stem| stem.to_string_lossy().into_owned());
-    let held = describe(&model, &engine, name, text.id(), &device.numerics)?;
+    let mut held = describe(&model, &engine, name, text.id(), &device.numerics)?;
+    held.bytes += draft_bytes;
     Ok(Loaded { engine, tokenizer, template, text, held, device: device.description, weight_bytes })
 }
 

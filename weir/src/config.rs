@@ -21,6 +21,8 @@ use weir_upstream::{
 pub struct Config {
     /// The model that is meant where none is named: a catalog name or a path to a .gguf.
     pub model: Option<String>,
+    /// A smaller model of the same tokenizer that guesses for that one.
+    pub draft: Option<String>,
     /// Where the gateway listens.
     pub http: SocketAddr,
     /// The key that clients of the gateway must send.
@@ -49,7 +51,7 @@ pub struct Config {
     pub kv: Kv,
     /// Bytes of memory that models may take; what is free, where none.
     pub memory: Option<u64>,
-    /// Guess the next tokens where text repeats itself, and check several in one step; the tokens are the same either way.
+    /// Guess the next tokens, where text repeats itself or by a draft model, and check several in one step; the tokens are the same either way.
     pub speculation: bool,
     /// What a million tokens of prompts cost on this machine when it is a node, in dollars: its energy.
     pub prompt_usd_per_mtok: f64,
@@ -95,6 +97,7 @@ impl Default for Config {
     fn default() -> Config {
         Config {
             model: None,
+            draft: None,
             http: SocketAddr::from(([127, 0, 0, 1], 8484)),
             api_key: None,
             tls_cert: None,
@@ -196,6 +199,7 @@ impl Config {
         }
         let known = [
             "model",
+            "draft",
             "http",
             "api_key",
             "tls_cert",

@@ -25,6 +25,8 @@ pub(crate) struct BlockPool {
 struct Block {
     users: u32,
     key: Option<BlockKey>,
+    /// A draft model has filled it too.
+    drafted: bool,
     /// Neighbours in the list of cached blocks.
     older: u32,
     newer: u32,
@@ -33,7 +35,7 @@ struct Block {
 impl BlockPool {
     /// `count` free blocks.
     pub(crate) fn new(count: u32) -> Self {
-        let block = Block { users: 0, key: None, older: NONE, newer: NONE };
+        let block = Block { users: 0, key: None, drafted: false, older: NONE, newer: NONE };
         BlockPool {
             blocks: vec![block; count as usize],
             named: HashMap::new(),
@@ -93,7 +95,18 @@ impl BlockPool {
             None => return None,
         };
         self.blocks[id as usize].users = 1;
+        self.blocks[id as usize].drafted = false;
         Some(id)
+    }
+
+    /// A draft model has filled a block in use.
+    pub(crate) fn note_drafted(&mut self, id: u32) {
+        self.blocks[id as usize].drafted = true;
+    }
+
+    /// How many of these, from the first on, a draft model has filled.
+    pub(crate) fn drafted(&self, ids: &[u32]) -> usize {
+        ids.iter().take_while(|id| self.blocks[**id as usize].drafted).count()
     }
 
     /// One more user of a named block.

@@ -16,7 +16,7 @@ pub(super) const STEP_ROWS_MAX: usize = 32;
 /// Tokens that must have stood together before.
 const RUN: usize = 3;
 /// What a step must gain by guesses.
-const GAIN_MIN: f32 = 1.1;
+pub(super) const GAIN_MIN: f32 = 1.1;
 /// How fast the odds follow what is seen: the weight of the newest.
 const RATE: f32 = 1.0 / 16.0;
 
@@ -64,15 +64,7 @@ impl Lookup {
     /// expected to give so many tokens for so many guesses.
     pub(super) fn guess(&self, tokens: &[u32], most: usize, gain: impl Fn(f32, usize) -> f32) -> Vec<u32> {
         let Some(at) = self.at else { return Vec::new() };
-        let (mut likely, mut expected, mut best) = (1.0, 1.0, (GAIN_MIN, 0));
-        for guesses in 1..=most {
-            likely *= self.odds[grade(self.agreed + guesses - 1)];
-            expected += likely;
-            let gain = gain(expected, guesses);
-            if gain > best.0 {
-                best = (gain, guesses);
-            }
-        }
+        let best = self.best(most, gain);
         let mut guesses = Vec::with_capacity(best.1);
         for place in at..at + best.1 {
             // What repeats a piece that has just begun to repeat runs into its own guesses.
@@ -82,6 +74,21 @@ impl Lookup {
             });
         }
         guesses
+    }
+
+    /// What is gained by as many guesses as pay best, and their number; less than nothing counts as nothing.
+    pub(super) fn best(&self, most: usize, gain: impl Fn(f32, usize) -> f32) -> (f32, usize) {
+        let most = if self.at.is_some() { most } else { 0 };
+        let (mut likely, mut expected, mut best) = (1.0, 1.0, (GAIN_MIN, 0));
+        for guesses in 1..=most {
+            likely *= self.odds[grade(self.agreed + guesses - 1)];
+            expected += likely;
+            let gain = gain(expected, guesses);
+            if gain > best.0 {
+                best = (gain, guesses);
+            }
+        }
+        if best.1 == 0 { (1.0, 0) } else { best }
     }
 }
 
@@ -106,7 +113,7 @@ pub(super) struct Pace {
 /// Most rows of each class of steps.
 const CLASSES: [usize; 9] = [1, 2, 4, 6, 8, 12, 16, 24, STEP_ROWS_MAX];
 /// What a row is thought to add before that is known: of the time of the largest step that is known.
-const ROW_GUESS: f32 = 0.12;
+pub(super) const ROW_GUESS: f32 = 0.12;
 
 impl Pace {
     fn class(rows: usize) -> Option<usize> {
@@ -127,7 +134,19 @@ impl Pace {
         self.time(more) / self.time(rows)
     }
 
-    fn time(&self, rows: usize) -> f32 {
+    /// What a step gains that has `rows` rows without the guesses for one of them, which is expected to give so many tokens.
+    pub(super) fn gain(&self, rows: usize, expected: f32, guesses: usize) -> f32 {
+        let tokens = (rows as f32 - 1.0 + expected) / rows as f32;
+        tokens / self.ratio(rows, rows + guesses)
+    }
+
+    /// Whether any step has been timed.
+    pub(super) fn is_known(&self) -> bool {
+        self.times.iter().any(|time| *time > 0.0)
+    }
+
+    /// Seconds of a step of so many rows; where none is known, of those of one row.
+    pub(super) fn time(&self, rows: usize) -> f32 {
         let class = Pace::class(rows).unwrap_or(CLASSES.len() - 1);
         let known = |class: &usize| self.times[*class] > 0.0;
         let (below, above) = ((0..=class).rfind(known), (class..CLASSES.len()).find(known));

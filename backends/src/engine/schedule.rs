@@ -1,6 +1,6 @@
 //! Who computes next: admission to slots, the rows of a step, and preemption.
 use super::draft::{ROWS_MAX, STEP_ROWS_MAX};
-use super::sequence::Sequence;
+use super::sequence::{Rank, Sequence};
 use super::{Engine, Flight, Speculation};
 use crate::program::{Batch, Want};
 use std::cmp::Reverse;
@@ -21,7 +21,7 @@ impl Engine {
             };
             hits.iter().for_each(|&id| self.pool.adopt(id));
             self.runs += 1;
-            sequence.begin(self.runs, hits);
+            sequence.begin(self.runs, hits, &self.pool);
             self.running[slot] = Some(sequence);
         }
     }
@@ -73,8 +73,8 @@ impl Engine {
         }
     }
 
-    /// The rows of the next step, and how many, where all of them decode; none if nobody has any.
-    pub(super) fn schedule(&mut self) -> Option<(Batch, Vec<Flight>, Option<usize>)> {
+    /// Slots whose sequences can be in the next step, the most urgent first.
+    pub(super) fn ready(&mut self) -> Vec<(Rank, usize)> {
         let mut ranked = std::mem::take(&mut self.ranked);
         ranked.clear();
         let running = self.running.iter().enumerate();
@@ -86,6 +86,12 @@ impl Engine {
         if ranked.first().is_some_and(|(rank, _)| rank.0 != Reverse(Priority::Background)) {
             ranked.retain(|(rank, _)| rank.0 != Reverse(Priority::Background));
         }
+        ranked
+    }
+
+    /// The rows of the next step, and how many, where all of them decode; none if nobody has any.
+    pub(super) fn schedule(&mut self) -> Option<(Batch, Vec<Flight>, Option<usize>)> {
+        let ranked = self.ready();
         let decoding =
             ranked.iter().filter(|(_, slot)| self.running[*slot].as_ref().is_some_and(|s| s.rows() == 1));
         let decoding = decoding.count();
@@ -133,14 +139,20 @@ impl Engine {
         let sequence = self.running[slot].as_mut()?;
         let room = STEP_ROWS_MAX.min(self.config.layout.rows as usize).saturating_sub(rows).min(ROWS_MAX - 1);
         let pace = &self.pace;
-        let mut guesses = match self.config.speculation {
-            Speculation::Off => Vec::new(),
-            Speculation::Always(most) => sequence.guess(room.min(most.into()), |expected, _| expected * 1e3),
-            Speculation::Auto => sequence.guess(room, |expected, guesses| {
-                let tokens = (rows as f32 - 1.0 + expected) / rows as f32;
-                tokens / pace.ratio(rows, rows + guesses)
-            }),
-        };
+        let mut guesses = sequence.draft.take(sequence.tokens.len());
+        guesses.truncate(room);
+        sequence.draft.checked = !guesses.is_empty();
+        if guesses.is_empty() {
+            guesses = match self.config.speculation {
+                Speculation::Off => Vec::new(),
+                Speculation::Always(most) => {
+                    sequence.guess(room.min(most.into()), |expected, _| expected * 1e3)
+                }
+                Speculation::Auto => {
+                    sequence.guess(room, |expected, guesses| pace.gain(rows, expected, guesses))
+                }
+            };
+        }
         if sequence.pending > 0 && !guesses.is_empty() {
             return None;
         }

@@ -1,6 +1,7 @@
 //! One request on its way through the engine.
 use super::blocks::BlockPool;
-use super::draft::Lookup;
+use super::draft::{Lookup, Pace};
+use super::drafter::Drafted;
 use super::vocabulary::{Text, Vocabulary};
 use crate::grammar::{GrammarError, Masks};
 use crate::program::{Input, SampleSpec, Sampled, Segment, TokenCount, Want};
@@ -57,6 +58,8 @@ pub(crate) struct Sequence {
     pub(crate) guessed: Vec<u32>,
     /// What makes them, once it has been asked to.
     lookup: Option<Box<Lookup>>,
+    /// What a draft model knows of it.
+    pub(super) draft: Drafted,
     pub(crate) blocks: Vec<u32>,
     /// The same, as programs take it; rebuilt when it is behind.
     table: Arc<[u32]>,
@@ -106,6 +109,7 @@ impl Sequence {
             pending: 0,
             guessed: Vec::new(),
             lookup: None,
+            draft: Drafted::default(),
             blocks: Vec::new(),
             table: Arc::new([]),
             keys: Vec::new(),
@@ -157,6 +161,37 @@ impl Sequence {
         lookup.guess(&self.tokens, most, gain)
     }
 
+    /// What the guesses of [`Sequence::guess`] would gain in a step of `all` rows without any; 1 where there are none.
+    pub(super) fn lookup_gain(&mut self, most: usize, all: usize, pace: &Pace) -> f32 {
+        self.lookup_best(most, |expected, guesses| pace.gain(all, expected, guesses))
+    }
+
+    /// More than 1 if there are any.
+    pub(super) fn lookup_always(&mut self, most: usize) -> f32 {
+        self.lookup_best(most, |expected, _| expected * 1e3)
+    }
+
+    fn lookup_best(&mut self, most: usize, gain: impl Fn(f32, usize) -> f32) -> f32 {
+        let lookup = self.lookup.get_or_insert_with(|| Box::new(Lookup::new()));
+        lookup.follow(&self.tokens, self.prompt);
+        lookup.best(most, gain).0
+    }
+
+    /// Whether how often tokens have occurred has a say in the next one.
+    pub(super) fn is_counted(&self) -> bool {
+        self.counts.is_some()
+    }
+
+    /// Most tokens, prompt and output.
+    pub(super) fn limit(&self) -> usize {
+        self.limit
+    }
+
+    /// The request's.
+    pub(super) fn sampling(&self) -> &Arc<Sampling> {
+        &self.sampling
+    }
+
     /// Names of all full blocks of what is known.
     pub(crate) fn keys(&mut self, model: ModelId, kv: KvType) -> &[BlockKey] {
         let full = self.tokens.len() / BLOCK_TOKENS;
@@ -168,8 +203,9 @@ impl Sequence {
     }
 
     /// Begins a run on blocks that were found in the cache.
-    pub(crate) fn begin(&mut self, run: u64, adopted: Vec<u32>) {
+    pub(crate) fn begin(&mut self, run: u64, adopted: Vec<u32>, pool: &BlockPool) {
         self.run = run;
+        self.draft.begin(pool.drafted(&adopted));
         self.computed = adopted.len() * BLOCK_TOKENS;
         self.registered = adopted.len();
         self.blocks = adopted;
@@ -193,6 +229,7 @@ impl Sequence {
         self.table = Arc::new([]);
         (self.computed, self.pending, self.registered, self.run) = (0, 0, 0, 0);
         self.guessed.clear();
+        self.draft.begin(0);
     }
 
     /// Its blocks, as programs take them.

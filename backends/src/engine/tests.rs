@@ -1,4 +1,6 @@
 //! The engine on the null device: whatever else happens, a stream is what it would be alone.
+mod draft;
+
 use super::schedule::STALL_MAX;
 use super::*;
 use crate::null::{NULL_MODEL, Null};
@@ -174,6 +176,12 @@ fn check_schedule(seed: u64) {
     let (depth, repeats) = (1 + random.below(3), random.one_in(2));
     let null = Null { vocab: 100, end_one_in: 60, depth, repeats, ..Null::default() };
     let mut engine = engine(&null, config);
+    if let Some(ill) =
+        [None, Some(draft::Ill::Wrong(2)), Some(draft::Ill::Wrong(7)), Some(draft::Ill::Lost(40))]
+            [random.below(4)]
+    {
+        engine = engine.with_draft(draft::draft(&null, config, ill));
+    }
     let mut clients: Vec<Client> = Vec::new();
     let (requests, mut now, mut turns) = (20 + random.below(20), Time::ZERO, 0);
     while clients.len() < requests || clients.iter().any(|c| c.events.is_some()) {

@@ -145,11 +145,10 @@ fn output_follows_its_grammar_on_the_null_device() {
     check(
         "null",
         &|speculation| {
-            Engine::new(
-                null.program(config.layout),
-                tokenizer.clone().into(),
-                EngineConfig { model: MODEL, speculation, ..config },
-            )
+            let config = EngineConfig { model: MODEL, speculation, ..config };
+            let engine = Engine::new(null.program(config.layout), tokenizer.clone().into(), config);
+            let (program, layout) = (null.program(config.layout), config.layout);
+            engine.with_draft(Draft { program, layout, context: 4000, vocab: null.vocab, cost: 0.2 })
         },
         8,
     );

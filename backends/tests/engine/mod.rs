@@ -4,11 +4,13 @@ use crate::conformance::model;
 use crate::draw::Draw;
 use crate::golden::device::model_path;
 use std::collections::HashMap;
+use std::path::Path;
 use std::time::{Duration, Instant};
 use tokio::sync::mpsc::{Receiver, channel};
 use weir_backends::cpu::{Cpu, CpuOptions};
-use weir_backends::engine::{Engine, EngineConfig, EngineHandle, Progress, Speculation, Vocabulary};
+use weir_backends::engine::{Draft, Engine, EngineConfig, EngineHandle, Progress, Speculation, Vocabulary};
 use weir_backends::gguf::ModelFile;
+use weir_backends::load::{LoadOptions, load_with_draft};
 use weir_backends::models;
 use weir_backends::null::Null;
 use weir_backends::plan::Plan;
@@ -49,6 +51,14 @@ impl Bench<'_> {
         Engine::new(program, Vocabulary::Numbers { size: self.plan.vocab as u32, end: 0 }, config)
     }
 
+    /// One with a draft model: of `file` on the same device.
+    fn drafting(&self, config: EngineConfig, (file, plan): (&ModelFile, &Plan)) -> Engine {
+        let layout = config.layout;
+        let program = self.device.compile(file, plan, 0..plan.layers.len(), layout).unwrap();
+        let (context, vocab) = (plan.context as u32, plan.vocab as u32);
+        self.engine(config).with_draft(Draft { program, layout, context, vocab, cost: 0.1 })
+    }
+
     /// The tokens of all that is asked, begun together.
     fn run(&self, engine: &mut Engine, asks: &[Generate]) -> Vec<Vec<u32>> {
         let mut readers = Vec::new();
@@ -64,7 +74,14 @@ impl Bench<'_> {
     }
 
     /// `prompt_tokens` long prompts with a common half, `output_tokens` each.
-    fn check(&self, name: &str, streams: u64, prompt_tokens: u32, output_tokens: u32) {
+    fn check(
+        &self,
+        name: &str,
+        streams: u64,
+        prompt_tokens: u32,
+        output_tokens: u32,
+        draft: (&ModelFile, &Plan),
+    ) {
         let vocab = self.plan.vocab as u32;
         let prompt = |i: u64| {
             let own = |at: u32| if at < prompt_tokens / 2 { 0 } else { 1 + i as u32 };
@@ -93,6 +110,13 @@ impl Bench<'_> {
                 self.engine(EngineConfig { speculation, ..config(all, slots, rows + slots, rows) });
             assert_eq!(self.run(&mut guessing, &asks), alone, "{name}: {speculation:?}");
         }
+        for (speculation, blocks) in [(Speculation::Always(4), all), (Speculation::Auto, blocks + 1)] {
+            let config = EngineConfig { speculation, ..config(blocks, slots, rows + slots, 19) };
+            let mut drafting = self.drafting(config, draft);
+            assert_eq!(self.run(&mut drafting, &asks), alone, "{name}: a draft model, {speculation:?}");
+            let status = drafting.status(Time::ZERO);
+            assert!(status.drafted > 0 || speculation == Speculation::Auto, "{name}: {status:?}");
+        }
         let mut narrow = self.engine(config(blocks + 1, slots, rows + slots, 19));
         assert_eq!(self.run(&mut narrow, &asks), alone, "{name}: preempting each other");
         let resumed: Vec<Generate> = asks
@@ -103,6 +127,12 @@ impl Bench<'_> {
         let rest: Vec<Vec<u32>> = alone.iter().map(|ids| ids[ids.len() / 2..].to_vec()).collect();
         let mut other = self.engine(config(all, slots, rows + slots, rows));
         assert_eq!(self.run(&mut other, &resumed), rest, "{name}: resumed");
+        let always =
+            EngineConfig { speculation: Speculation::Always(3), ..config(all, slots, rows + slots, rows) };
+        let mut drafting = self.drafting(always, (self.file, self.plan));
+        assert_eq!(self.run(&mut drafting, &resumed), rest, "{name}: resumed with itself as its draft model");
+        let status = drafting.status(Time::ZERO);
+        assert!(status.drafted > 0 && status.drafted_right * 4 > status.drafted * 3, "{name}: {status:?}");
     }
 }
 
@@ -122,7 +152,8 @@ fn streams_are_what_they_are_alone_on_random_models() {
     for family in ["llama", "qwen2", "gemma3"] {
         let (file, plan) = model(family, 3);
         let device = Reference { threads: 1, ..Reference::default() };
-        Bench { device: &device, file: &file, plan: &plan }.check(family, 3, 70, 12);
+        let (other, its_plan) = model(family, 4);
+        Bench { device: &device, file: &file, plan: &plan }.check(family, 3, 70, 12, (&other, &its_plan));
     }
 }
 
@@ -132,7 +163,30 @@ fn streams_are_what_they_are_alone_on_smollm2() {
     let file = ModelFile::open(&path).unwrap();
     let plan = models::plan(&file).unwrap();
     let device = Cpu::new(CpuOptions::default());
-    Bench { device: &device, file: &file, plan: &plan }.check("smollm2", 3, 75, 6);
+    Bench { device: &device, file: &file, plan: &plan }.check("smollm2", 3, 75, 6, (&file, &plan));
+}
+
+#[test]
+fn a_draft_model_of_another_tokenizer_is_refused() {
+    let (Some(model), Some(draft)) = (model_path("smollm2"), model_path("qwen2")) else { return };
+    let cpu = Cpu::new(CpuOptions::default());
+    let options = LoadOptions { slots: 1, context: Some(512), ..LoadOptions::default() };
+    let load = |draft: &Path| load_with_draft(&model, Some(MODEL), Some(draft), &cpu, options);
+    let refused = |draft: &Path, says: &str| {
+        let why = load(draft).err().expect("it is refused").to_string();
+        assert!(why.contains(says) && why.contains(&draft.display().to_string()), "{why}");
+    };
+    refused(&draft, "has another tokenizer: token");
+    refused(Path::new("/nowhere/small.gguf"), "draft model");
+    let loaded = load(&model).expect("a model can guess for itself");
+    assert!(loaded.draft_bytes > loaded.weight_bytes);
+    let (sink, mut events) = channel(64);
+    loaded.engine.generate(ask(0, vec![1, 2, 3], 40), sink).unwrap();
+    let mut count = 0;
+    while let Some(event) = events.blocking_recv() {
+        count += usize::from(matches!(event, Event::Token(_)));
+    }
+    assert_eq!(count, 40);
 }
 
 /// Kilobytes of memory that the process has resident; none where that can't be told.

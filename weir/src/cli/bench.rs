@@ -3,7 +3,7 @@ mod machine;
 mod subject;
 
 use super::output::{note, table};
-use super::speaker::{device_options, find, start};
+use super::speaker::{Drafts, device_options, start};
 use crate::config::Config;
 use crate::driver::{ModelSource, ModelSpec};
 use anyhow::Context;
@@ -38,11 +38,14 @@ could reach if only memory and barriers cost: 1 / (bytes / (0.92 bandwidth) + st
 Examples:
   weir bench
   weir bench --model smollm2-135m --model qwen2.5-coder-0.5b --streams 8
+  weir bench --model big.gguf --draft small.gguf     small guesses, big decides
   weir bench --vs http://127.0.0.1:8080      an OpenAI-compatible server, in turns with ours")]
 pub(super) struct Bench {
     /// A catalog name or a path to a .gguf; may be given several times
     #[arg(short, long, value_name = "MODEL")]
     model: Vec<String>,
+    #[command(flatten)]
+    draft: Drafts,
     /// Tokens of each prompt
     #[arg(long, value_name = "N", default_value_t = 512, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     prompt_tokens: u32,
@@ -94,7 +97,7 @@ impl Bench {
             [] => vec![None],
             named => named.iter().map(|n| Some(n.as_str())).collect(),
         };
-        let models = names.into_iter().map(|n| find(config, n)).collect::<anyhow::Result<Vec<_>>>()?;
+        let models = self.draft.find(config, &names)?;
         let threads = config.threads.or_else(|| std::thread::available_parallelism().ok().map(usize::from));
         note("measuring the memory's bandwidth");
         let machine = Machine::measure(threads.unwrap_or(1));
@@ -136,7 +139,8 @@ impl Bench {
         };
         let mut device = device_options(config);
         device.slots = Some(self.streams.max(1));
-        device.speculation = if self.speculation { Speculation::Auto } else { Speculation::Off };
+        device.speculation =
+            if self.speculation || !self.draft.is_empty() { Speculation::Auto } else { Speculation::Off };
         let driver = start(vec![spec], device).await?;
         let model = driver.model(&name).context("the driver lost the model")?;
         let mut subjects = vec![Arc::new(Subject::Here { driver: driver.clone(), model: model.clone() })];

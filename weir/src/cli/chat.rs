@@ -27,11 +27,16 @@ Examples:
   weir chat --model qwen2.5-coder-0.5b --temperature 0 \"Reverse a string in Rust\"
   cat notes.txt | weir chat \"Summarise this\"
   weir chat --model ./own.gguf
+  weir chat --model big.gguf --draft small.gguf \"Tell me more\"
   weir chat --url http://127.0.0.1:8484 \"Hello\"     asks a gateway; nothing runs here")]
 pub(super) struct Chat {
     /// A catalog name or a path to a .gguf; with --url, a name that the gateway knows
     #[arg(short, long, value_name = "MODEL")]
     model: Option<String>,
+    /// A smaller model of the same tokenizer: what it guesses is checked by the other in one step, and the answer is the
+    /// same. Whether it pays is found out, and where it doesn't it rests
+    #[arg(long, value_name = "MODEL", conflicts_with = "url")]
+    draft: Option<String>,
     /// Ask this OpenAI-compatible gateway
     #[arg(long, value_name = "URL")]
     url: Option<String>,
@@ -78,7 +83,7 @@ impl Chat {
                 let key = self.key.clone().or_else(|| config.key.clone());
                 Speaker::there(url, key, self.model.clone().or_else(|| config.model.clone()))
             }
-            None => runtime.block_on(Speaker::here(config, self.model.as_deref()))?,
+            None => runtime.block_on(Speaker::here(config, self.model.as_deref(), self.draft.clone()))?,
         };
         let wishes = Wishes {
             max_tokens: self.max_tokens,

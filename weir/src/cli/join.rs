@@ -1,7 +1,7 @@
 //! `weir join`
 use super::ending::{Asked, asked_to_stop};
 use super::serving;
-use super::speaker::{device_options, find};
+use super::speaker::{Drafts, device_options};
 use super::telling::Telling;
 use super::{Interrupted, machine, output::note, store};
 use crate::config::Config;
@@ -43,6 +43,7 @@ in by `weir admit CODE` there. Connections go out only, so that it works behind 
 Examples:
   weir join --lan
   weir join weir://192.168.1.5:8484/4e0c.../9a31... --model qwen2.5-coder-0.5b
+  weir join weir://192.168.1.5:8484/4e0c.../9a31... --model big.gguf --draft small.gguf
   weir join weir://192.168.1.5:8484/4e0c.../9a31...      loads models of the catalog as they are asked for
   weir join                              the cluster joined before, again")]
 pub(super) struct Join {
@@ -57,6 +58,8 @@ pub(super) struct Join {
     /// A catalog name or a path to a .gguf; may be given several times
     #[arg(short, long, value_name = "MODEL")]
     model: Vec<String>,
+    #[command(flatten)]
+    draft: Drafts,
     /// A model that this machine may be told to load; where none is named, with neither --model nor --offer, all of the
     /// catalog. May be given several times
     #[arg(long, value_name = "MODEL")]
@@ -109,7 +112,7 @@ impl Join {
             [] => config.model.iter().map(String::as_str).collect(),
             named => named.iter().map(String::as_str).collect(),
         };
-        let models = named.iter().map(|n| find(config, Some(n))).collect::<anyhow::Result<Vec<_>>>()?;
+        let models = self.draft.find(config, &named.iter().map(|n| Some(*n)).collect::<Vec<_>>())?;
         let device = device_options(config);
         let machine = machine(config, device)?;
         let stock = match named.is_empty() || !self.offer.is_empty() {

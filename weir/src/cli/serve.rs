@@ -2,7 +2,7 @@
 use super::ending::{Asked, asked_to_stop};
 use super::secure::{Secure, host_name, own_addresses, own_names};
 use super::serving::{self, Announced, Serving};
-use super::speaker::{device_options, find};
+use super::speaker::{Drafts, device_options, find};
 use super::telling::Telling;
 use super::{Interrupted, machine, output::note, store};
 use crate::books::Books;
@@ -33,6 +33,7 @@ link for one, to be used with `weir join` there.
 Examples:
   weir serve
   weir serve --model smollm2-135m --model qwen2.5-coder-0.5b
+  weir serve --model big.gguf --draft small.gguf     small guesses, big decides: the same tokens sooner
   weir serve --listen 0.0.0.0:8484       other machines can join, too
   weir serve --listen 0.0.0.0:8484 --no-node
   weir serve --listen 127.0.0.1:8484 --no-node --share smollm2-135m
@@ -47,6 +48,8 @@ pub(super) struct Serve {
     /// A catalog name or a path to a .gguf; may be given several times
     #[arg(short, long, value_name = "MODEL")]
     model: Vec<String>,
+    #[command(flatten)]
+    draft: Drafts,
     /// Let nodes join here (UDP)
     #[arg(long, value_name = "ADDR")]
     listen: Option<SocketAddr>,
@@ -88,7 +91,7 @@ impl Serve {
             [] => vec![None],
             named => named.iter().map(|n| Some(n.as_str())).collect(),
         };
-        let models = names.into_iter().map(|n| find(config, n)).collect::<anyhow::Result<Vec<_>>>()?;
+        let models = self.draft.find(config, &names)?;
         let shared = self.share.iter().map(|n| find(config, Some(n))).collect::<anyhow::Result<Vec<_>>>()?;
         let accounts = self.accounts(config)?;
         let mut gateway = self.gateway(config, accounts.as_ref())?;
@@ -272,7 +275,7 @@ impl Serve {
 /// A model as a file for browser tabs, if it is one.
 fn share(model: &ModelSpec) -> Option<SharedFile> {
     match &model.source {
-        ModelSource::File { path, id: Some(id) } => {
+        ModelSource::File { path, id: Some(id), .. } => {
             Some(SharedFile { name: model.name.clone(), sha256: id.0, path: path.clone() })
         }
         _ => None,

@@ -45,10 +45,16 @@ impl Speaker {
     }
 
     /// A model on this machine, fetched first if need be; the default one where none is named.
-    pub(super) async fn here(config: &Config, model: Option<&str>) -> anyhow::Result<Speaker> {
+    pub(super) async fn here(
+        config: &Config,
+        model: Option<&str>,
+        draft: Option<String>,
+    ) -> anyhow::Result<Speaker> {
         let (searched, name) = (config.clone(), model.map(str::to_owned));
+        let drafts = Drafts { draft: draft.into_iter().collect() };
         // fetching blocks, and somebody may lose patience
-        let found = tokio::task::spawn_blocking(move || find(&searched, name.as_deref())).await??;
+        let found = tokio::task::spawn_blocking(move || drafts.find(&searched, &[name.as_deref()])).await??;
+        let found = found.into_iter().next().context("no model was found")?;
         let driver = start(vec![found.clone()], device_options(config)).await?;
         let model = driver.model(&found.name).context("the driver lost the model")?;
         Ok(Speaker::Here(Here { driver, model }))
@@ -67,7 +73,7 @@ impl Speaker {
     /// The same place, but another model.
     pub(super) async fn with_model(&self, config: &Config, model: &str) -> anyhow::Result<Speaker> {
         match self {
-            Speaker::Here(_) => Speaker::here(config, Some(model)).await,
+            Speaker::Here(_) => Speaker::here(config, Some(model), None).await,
             Speaker::There { weir, url, .. } => {
                 Ok(Speaker::There { weir: weir.clone(), model: Some(model.to_owned()), url: url.clone() })
             }
@@ -182,6 +188,43 @@ pub(super) fn find(config: &Config, model: Option<&str>) -> anyhow::Result<Model
     }
     let store = super::store(config)?;
     Ok(pull(&store, model.unwrap_or(store.catalog().default_name()))?.into())
+}
+
+/// Smaller models that guess for others.
+#[derive(Clone, Debug, Default, clap::Args)]
+pub(super) struct Drafts {
+    /// A smaller model of the same tokenizer: what it guesses is checked by the other in one step, and the answers are the
+    /// same. Whether it pays is found out, and where it doesn't it rests. The first goes with the first --model, a second with the second
+    #[arg(long, value_name = "MODEL")]
+    draft: Vec<String>,
+}
+
+impl Drafts {
+    /// Whether none is named.
+    pub(super) fn is_empty(&self) -> bool {
+        self.draft.is_empty()
+    }
+
+    /// The models of these names ([`find`]), each with its draft model. The configuration's goes with the configuration's
+    /// model.
+    pub(super) fn find(&self, config: &Config, models: &[Option<&str>]) -> anyhow::Result<Vec<ModelSpec>> {
+        if self.draft.len() > models.len() {
+            let (drafts, models) = (self.draft.len(), models.len());
+            return Err(anyhow!("--draft names {drafts} models for {models}; each goes with a --model"));
+        }
+        let drafts = self.draft.iter().map(Some).chain(std::iter::repeat(None));
+        let both = models.iter().zip(drafts).map(|(name, draft)| {
+            let model = find(config, *name)?;
+            let own = name.is_none_or(|name| config.model.as_deref() == Some(name));
+            let draft = draft.or(config.draft.as_ref().filter(|_| own));
+            let Some(draft) = draft else { return Ok(model) };
+            let name = model.name.clone();
+            let draft = find(config, Some(draft))?;
+            let none = || anyhow!("{} can't guess for {name}: both must be files", draft.name);
+            model.with_draft(&draft).ok_or_else(none)
+        });
+        both.collect()
+    }
 }
 
 /// A driver that holds these models.

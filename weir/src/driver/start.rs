@@ -64,6 +64,8 @@ pub enum ModelSource {
         path: PathBuf,
         /// Its SHA-256, if known; else it is read whole once more.
         id: Option<ModelId>,
+        /// A smaller model of the same tokenizer, which guesses for it.
+        draft: Option<PathBuf>,
     },
     /// No file: made-up tokens.
     Null(Null),
@@ -75,7 +77,21 @@ impl ModelSpec {
 
     /// The model in the file at `path`.
     pub fn file(name: impl Into<String>, path: impl Into<PathBuf>) -> ModelSpec {
-        ModelSpec { name: name.into(), source: ModelSource::File { path: path.into(), id: None } }
+        ModelSpec {
+            name: name.into(),
+            source: ModelSource::File { path: path.into(), id: None, draft: None },
+        }
+    }
+
+    /// The same with a smaller model of the same tokenizer that guesses for it; none where either has no file.
+    pub fn with_draft(self, draft: &ModelSpec) -> Option<ModelSpec> {
+        match (self.source, &draft.source) {
+            (ModelSource::File { path, id, .. }, ModelSource::File { path: small, .. }) => {
+                let source = ModelSource::File { path, id, draft: Some(small.clone()) };
+                Some(ModelSpec { source, ..self })
+            }
+            _ => None,
+        }
     }
 
     /// The null model: made-up tokens as fast as they can be carried, for load tests. It needs no file.
@@ -97,7 +113,7 @@ impl ModelSpec {
 
 impl From<weir_backends::store::Resolved> for ModelSpec {
     fn from(found: weir_backends::store::Resolved) -> Self {
-        let source = ModelSource::File { path: found.path, id: Some(ModelId(found.sha256)) };
+        let source = ModelSource::File { path: found.path, id: Some(ModelId(found.sha256)), draft: None };
         ModelSpec { name: found.name, source }
     }
 }
@@ -309,11 +325,11 @@ pub(super) async fn start(
 
 pub(super) fn load(spec: &ModelSpec, options: DeviceOptions) -> Result<Loaded, LoadError> {
     match &spec.source {
-        ModelSource::File { path, id } => {
+        ModelSource::File { path, id, draft } => {
             let devices = options.devices()?;
             let last = devices.len().saturating_sub(1);
             for device in &devices[..last] {
-                match weir_node::load(path, *id, device.as_ref(), options.load()) {
+                match weir_node::load(path, *id, draft.as_deref(), device.as_ref(), options.load()) {
                     Ok(loaded) => return Ok(loaded),
                     Err(error) => {
                         let device = device.describe().name;
@@ -321,7 +337,7 @@ pub(super) fn load(spec: &ModelSpec, options: DeviceOptions) -> Result<Loaded, L
                     }
                 }
             }
-            weir_node::load(path, *id, devices[last].as_ref(), options.load())
+            weir_node::load(path, *id, draft.as_deref(), devices[last].as_ref(), options.load())
         }
         ModelSource::Null(null) => weir_node::null(null, options.load()),
     }

@@ -104,6 +104,7 @@ fn wrong_command_lines_are_refused_with_2() {
     check(&["chat", "--temperature", "NaN", "x"], "0..=100");
     check(&["chat", "--top-p", "0", "x"], "above 0");
     check(&["chat", "--max-tokens", "0", "x"], "max-tokens");
+    check(&["chat", "--draft", "small", "--url", "http://127.0.0.1:1", "x"], "--draft");
     check(&["pull"], "NAME");
 }
 
@@ -163,6 +164,17 @@ fn configuration_that_makes_no_sense_is_named() {
     std::fs::write(machine.path().join("weir.toml"), "").unwrap();
     let ran = machine.command(&["models"]).env("WEIR_HTTP", "here").output().unwrap();
     Ran::of(ran).check(1, "", &["HTTP", "WEIR_"]);
+}
+
+#[test]
+fn a_draft_model_goes_with_a_model() {
+    let machine = Machine::new();
+    machine.run(&["serve", "--model", "null", "--draft", "null", "--draft", "null"]).check(
+        1,
+        "",
+        &["--draft names 2 models for 1"],
+    );
+    machine.run(&["serve", "--model", "null", "--draft", "null"]).check(1, "", &["both must be files"]);
 }
 
 #[test]
