@@ -1,12 +1,17 @@
 //! What a node holds, and what it can be told to load.
+use crate::clock::{interval, timeout};
 use crate::load::Loaded;
 use crate::tasks::{beside, go};
 use crate::worker::Resident;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 use tokio::sync::watch;
 use weir_scheduler::{Loading, ModelId, Offered, Profile};
 
+/// How long what other schedulers run on a model may go on when one orders to let go of it.
+const OTHERS_WORK: Duration = Duration::from_secs(30);
+const LOOK: Duration = Duration::from_millis(50);
 /// Models offered, at most.
 const OFFERS_MAX: usize = 256;
 
@@ -92,9 +97,14 @@ impl Holdings {
 
     /// Begins to load a model, as a scheduler orders. What comes of it is seen in [`Holdings::describe`].
     pub fn load(self: &Arc<Self>, model: ModelId, bytes: u64) {
-        if let Err(why) = self.begin(model, bytes) {
-            self.failed(model, why);
-            return;
+        match self.begin(model, bytes) {
+            Ok(true) => {}
+            // Another scheduler was quicker, or it doesn't know yet that it is here: it will see.
+            Ok(false) => {
+                self.changed.send_replace(());
+                return;
+            }
+            Err(why) => return self.failed(model, why),
         }
         let holdings = self.clone();
         beside(move || {
@@ -125,13 +135,14 @@ impl Holdings {
         self.changed.send_replace(());
     }
 
-    /// Sets memory aside.
-    fn begin(&self, model: ModelId, bytes: u64) -> Result<(), String> {
+    /// Sets memory aside, unless the model has some already. Fails where others have taken it: this is the only place that
+    /// knows what all schedulers have ordered.
+    fn begin(&self, model: ModelId, bytes: u64) -> Result<bool, String> {
         let mut inside = self.inside();
         let known = inside.residents.iter().any(|r| r.held.model == model)
             || inside.loading.iter().any(|loading| loading.model == model);
         if known {
-            return Err("it is here already".into());
+            return Ok(false);
         }
         let free = self.memory.saturating_sub(inside.taken());
         if bytes > free {
@@ -139,7 +150,7 @@ impl Holdings {
         }
         inside.failures.remove(&model);
         inside.loading.push(Loading { model, bytes });
-        Ok(())
+        Ok(true)
     }
 
     fn failed(&self, model: ModelId, why: String) {
@@ -155,7 +166,8 @@ impl Holdings {
         self.changed.send_replace(());
     }
 
-    /// Lets go of a model, as a scheduler orders. It is described as held until its memory is free.
+    /// Lets go of a model, as a scheduler orders, when what other schedulers run there has ended, or has had its time. It is
+    /// described as held until its memory is free.
     pub fn unload(self: &Arc<Self>, model: ModelId) {
         let Some(resident) = self.find(|r| r.held.model == model && !r.held.pinned) else {
             // What the order is about is not so: the scheduler shall know better.
@@ -164,11 +176,21 @@ impl Holdings {
         };
         tracing::info!("letting go of {}, as the scheduler asks", resident.held.name);
         let holdings = self.clone();
-        beside(move || {
-            resident.shutdown();
-            drop(resident);
-            holdings.inside().residents.retain(|r| r.held.model != model);
-            holdings.changed.send_replace(());
+        go(async move {
+            // Whoever ordered it has nothing there; another scheduler may, and would have to run it again elsewhere.
+            let idle = async {
+                let mut look = interval(LOOK);
+                while resident.running() > 0 {
+                    look.tick().await;
+                }
+            };
+            _ = timeout(OTHERS_WORK, idle).await;
+            beside(move || {
+                resident.shutdown();
+                drop(resident);
+                holdings.inside().residents.retain(|r| r.held.model != model);
+                holdings.changed.send_replace(());
+            });
         });
     }
 }

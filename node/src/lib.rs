@@ -24,4 +24,4 @@ pub use null::null;
 pub use text::{ModelText, ReadTextError, TEXT_MAX};
 pub use watch::{Ran, Watch};
 pub use weir_backends::load::{LoadError, LoadOptions};
-pub use worker::{Credentials, Machine, Resident, Worker, WorkerError};
+pub use worker::{Credentials, Hears, Machine, Resident, Schedulers, Worker, WorkerError};

@@ -18,8 +18,8 @@ use weir_scheduler::{
     RequestId, Status, TextId, Token, TraceContext, Trust,
 };
 use weir_transport::{
-    Fetch, Frame, FrameError, Hello, Link, LinkError, Message, Order, PIECE_MAX, Proof, Refusal, Stream,
-    Urgency, VERSION,
+    Fetch, Frame, FrameError, Hello, Link, LinkError, Message, Order, PIECE_MAX, Proof, Refusal, Replica,
+    Stream, Urgency, VERSION,
 };
 
 /// Events of a request on their way from the engine, at most; beyond that its sequence rests.
@@ -28,6 +28,10 @@ const EVENTS_MAX: usize = 32;
 const TOKENS_MAX: usize = 64;
 /// How long the other end may take to say what a stream is for, or to answer a greeting.
 const GREETING: Duration = Duration::from_secs(10);
+/// Schedulers of a cluster that are heeded, addresses of each, and bytes of an address or a name, at most.
+const SCHEDULERS_MAX: usize = 64;
+const ADDRESSES_MAX: usize = 16;
+const TEXT_MAX: usize = 300;
 /// A step that takes longer has hung.
 const STEP_MAX: Duration = Duration::from_secs(60);
 
@@ -82,6 +86,18 @@ pub struct Credentials {
     pub ask: bool,
 }
 
+/// What a scheduler says of those that share its cluster.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Schedulers {
+    /// What it is called among them; nothing where it is alone.
+    pub own: Option<String>,
+    /// All of them.
+    pub all: Vec<Replica>,
+}
+
+/// Hears of schedulers, at the welcome and whenever there are others; whether to go on serving this one.
+pub type Hears<'a> = &'a (dyn Fn(&Schedulers) -> bool + Send + Sync);
+
 /// Why a worker stopped serving.
 #[derive(Debug, thiserror::Error)]
 pub enum WorkerError {
@@ -94,6 +110,9 @@ pub enum WorkerError {
     /// It wants a protocol version that this program doesn't speak.
     #[error("the scheduler wants protocol version {0}, this program speaks version {VERSION}")]
     Version(u16),
+    /// Whoever hears of schedulers doesn't want this one: it is served by another link.
+    #[error("another link leads to this scheduler already")]
+    Twice,
     /// The scheduler doesn't want this node.
     #[error("{}", .0.message)]
     Refused(Refusal),
@@ -122,6 +141,11 @@ impl Resident {
     /// What requests call it.
     pub fn name(&self) -> &str {
         &self.held.name
+    }
+
+    /// Requests under way, for all schedulers.
+    pub fn running(&self) -> u32 {
+        self.running.load(Ordering::Relaxed)
     }
 
     /// How fast it is, as far as was seen.
@@ -231,16 +255,29 @@ impl Worker {
     /// Serves the scheduler at the other end until the link closes; returns why it did. What is running then, or when
     /// the future is dropped, is cancelled.
     pub async fn serve(&self, link: &Link, credentials: Credentials) -> WorkerError {
-        match self.greet_and_serve(link, credentials).await {
+        self.serve_one(link, credentials, &|_| true).await
+    }
+
+    /// The same, where it may be one of several schedulers that share a cluster.
+    pub async fn serve_one(&self, link: &Link, credentials: Credentials, hears: Hears<'_>) -> WorkerError {
+        match self.greet_and_serve(link, credentials, hears).await {
             Ok(()) => LinkError::Closed("the scheduler said goodbye".into()).into(),
             Err(error) => error,
         }
     }
 
-    async fn greet_and_serve(&self, link: &Link, credentials: Credentials) -> Result<(), WorkerError> {
+    async fn greet_and_serve(
+        &self,
+        link: &Link,
+        credentials: Credentials,
+        hears: Hears<'_>,
+    ) -> Result<(), WorkerError> {
         let mut control = link.open().await?;
         control.send.set_urgency(Urgency::Control);
-        let every = self.greet(&mut control, credentials).await?;
+        let (every, mut schedulers) = self.greet(&mut control, credentials).await?;
+        if !hears(&schedulers) {
+            return Err(WorkerError::Twice);
+        }
         self.welcomes.send_modify(|n| *n += 1);
         let mut orders = 0;
         let mut changed = self.holdings.changed();
@@ -267,7 +304,12 @@ impl Worker {
                 Ok(()) = draining.changed() => self.beat(&mut control, &mut told).await?,
                 () = requests.next() => {}
                 frame = control.receive.next() => match frame? {
-                    Some(frame) => self.obey(&frame, &mut orders)?,
+                    Some(frame) => {
+                        if let Some(all) = self.obey(&frame, &mut orders)? {
+                            schedulers.all = all;
+                            hears(&schedulers);
+                        }
+                    }
                     None => return Ok(()),
                 },
             }
@@ -301,9 +343,11 @@ impl Worker {
         Ok(sent.map_err(|_| WorkerError::Greeting("it reads no heartbeats"))??)
     }
 
-    /// `orders` is the number of the last order to load or unload.
-    fn obey(&self, frame: &Frame, orders: &mut u64) -> Result<(), WorkerError> {
+    /// `orders` is the number of the last order to load or unload. Returns the schedulers that there are, where it is about
+    /// them.
+    fn obey(&self, frame: &Frame, orders: &mut u64) -> Result<Option<Vec<Replica>>, WorkerError> {
         match frame.read()? {
+            Message::Order(Order::Replicas { replicas }) => return Ok(Some(sensible(replicas))),
             Message::Order(order @ (Order::Load { number, .. } | Order::Unload { number, .. })) => {
                 let model = order.model().ok_or(WorkerError::Greeting("an order names no model"))?;
                 *orders = number;
@@ -319,11 +363,15 @@ impl Worker {
             Message::Order(Order::Other) => tracing::debug!("an order that this program doesn't know"),
             _ => return Err(WorkerError::Greeting("what came is no order")),
         }
-        Ok(())
+        Ok(None)
     }
 
-    /// Introduces itself; returns how often to send a heartbeat.
-    async fn greet(&self, control: &mut Stream, credentials: Credentials) -> Result<Duration, WorkerError> {
+    /// Introduces itself; returns how often to send a heartbeat, and who shares the cluster.
+    async fn greet(
+        &self,
+        control: &mut Stream,
+        credentials: Credentials,
+    ) -> Result<(Duration, Schedulers), WorkerError> {
         let hello = Hello {
             versions: vec![VERSION],
             software: env!("CARGO_PKG_VERSION").into(),
@@ -343,7 +391,8 @@ impl Worker {
                 Err(WorkerError::Refused(refusal))
             }
             Message::Welcome(welcome) if welcome.version == VERSION => {
-                Ok(Duration::from_millis(u64::from(welcome.heartbeat_ms.clamp(10, 60_000))))
+                let every = Duration::from_millis(u64::from(welcome.heartbeat_ms.clamp(10, 60_000)));
+                Ok((every, Schedulers { own: welcome.replica, all: sensible(welcome.replicas) }))
             }
             Message::Welcome(welcome) => Err(WorkerError::Version(welcome.version)),
             _ => Err(WorkerError::Greeting("its first word is no welcome")),
@@ -406,6 +455,18 @@ impl Worker {
         }
         stream.send.finish();
     }
+}
+
+/// As many schedulers, and addresses of each, as anybody needs.
+fn sensible(mut replicas: Vec<Replica>) -> Vec<Replica> {
+    replicas.truncate(SCHEDULERS_MAX);
+    let short = |text: &String| !text.is_empty() && text.len() <= TEXT_MAX;
+    replicas.retain(|replica| short(&replica.id));
+    for replica in &mut replicas {
+        replica.addresses.retain(short);
+        replica.addresses.truncate(ADDRESSES_MAX);
+    }
+    replicas
 }
 
 /// What is logged within this carries the trace's ids; where there is no trace it is nothing.

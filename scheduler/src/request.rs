@@ -268,6 +268,8 @@ pub enum FailureKind {
         /// It may be taken after so many seconds.
         after_s: u32,
     },
+    /// What it may cost can't be written down now; later it may.
+    Unbooked,
     /// A provider that was asked failed, or refused our key.
     Upstream,
 }
@@ -285,6 +287,7 @@ impl FailureKind {
             FailureKind::Upstream => "upstream",
             FailureKind::Budget { .. } => "budget",
             FailureKind::Rate { .. } => "rate",
+            FailureKind::Unbooked => "unbooked",
         }
     }
 }

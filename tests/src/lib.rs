@@ -2,11 +2,13 @@
 #![forbid(unsafe_code)]
 
 mod collector;
+mod etcd;
 mod http;
 mod process;
 mod wire;
 
 pub use collector::{Collector, Span};
+pub use etcd::EtcdServer;
 pub use http::{Connection, Reply};
 pub use process::{Node, Program, Serve, free_address, program, target, weir};
 pub use wire::Wire;

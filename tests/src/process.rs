@@ -72,7 +72,15 @@ impl Serve {
     /// # Panics
     /// If it ends, or doesn't answer within two minutes.
     pub fn awake(address: SocketAddr, arguments: &[&str]) -> Serve {
-        let mut serve = Serve::spawn(address, arguments, &[]);
+        Serve::awake_with(address, arguments, &[])
+    }
+
+    /// The same in this environment.
+    ///
+    /// # Panics
+    /// As [`Serve::awake`] does.
+    pub fn awake_with(address: SocketAddr, arguments: &[&str], environment: &[(&str, &str)]) -> Serve {
+        let mut serve = Serve::spawn(address, arguments, environment);
         serve.wait_for("/healthz");
         serve
     }
@@ -285,7 +293,7 @@ impl Drop for Node {
     }
 }
 
-fn signal(child: &Child, name: &str) {
+pub(crate) fn signal(child: &Child, name: &str) {
     let status = Command::new("kill").args([&format!("-{name}"), &child.id().to_string()]).status();
     assert!(status.is_ok_and(|s| s.success()), "kill -{name}");
 }

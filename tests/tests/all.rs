@@ -15,6 +15,8 @@ mod llmock;
 #[path = "../../upstream/tests/suite/mock.rs"]
 #[expect(dead_code, reason = "the provider's own tests use all of it")]
 mod mock;
+#[path = "whole/replicas.rs"]
+mod replicas;
 #[path = "whole/residency.rs"]
 mod residency;
 #[path = "whole/sdk.rs"]

@@ -12,7 +12,7 @@ const CODE_CONTEXT: &[u8] = b"weir/1 code";
 /// What stands before the key in the SubjectPublicKeyInfo of an Ed25519 key (RFC 8410).
 const SPKI: [u8; 12] = [0x30, 0x2a, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x03, 0x21, 0x00];
 /// Addresses in a join link, at most.
-const ADDRESSES_MAX: usize = 8;
+pub const ADDRESSES_MAX: usize = 8;
 
 /// An Ed25519 key of a node or a cluster.
 pub struct Identity {

@@ -24,9 +24,11 @@ pub use crowd::{Crowd, Place};
 pub use endpoint::{DialError, Dialer, EndpointError, Listener, WebCertificate, tls_to};
 pub use frames::{
     Assembler, BODY_MAX, Fetch, Frame, FrameError, HEADER_BYTES, Hello, Kind, MAGIC, Message, Order,
-    PIECE_MAX, Proof, Refusal, RefusalCode, Tokens, VERSION, Welcome,
+    PIECE_MAX, Proof, Refusal, RefusalCode, Replica, Tokens, VERSION, Welcome,
 };
 #[cfg(not(target_arch = "wasm32"))]
-pub use identity::{Fingerprint, Identity, IdentityError, JoinLink, JoinToken, PublicKey, code};
+pub use identity::{
+    ADDRESSES_MAX, Fingerprint, Identity, IdentityError, JoinLink, JoinToken, PublicKey, code,
+};
 pub use link::{Link, LinkError, Receiver, Sender, Stream, Urgency};
 pub use signed::{WEB_PATH, signed_by_node};

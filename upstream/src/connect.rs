@@ -13,8 +13,9 @@ use tokio::task::AbortHandle;
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::rustls::crypto::ring;
-use tokio_rustls::rustls::pki_types::ServerName;
-use tokio_rustls::rustls::{self, ClientConfig};
+use tokio_rustls::rustls::pki_types::pem::PemObject;
+use tokio_rustls::rustls::pki_types::{CertificateDer, ServerName};
+use tokio_rustls::rustls::{self, ClientConfig, RootCertStore};
 
 /// What connections to one address have in common.
 pub struct Connector {
@@ -33,6 +34,12 @@ impl Connector {
     /// Fails, and says why, where this machine's trust can't be read.
     pub fn to(address: &Address) -> Result<Connector, String> {
         let tls = address.tls.then(tls).transpose().map_err(|e| e.to_string())?;
+        Ok(Connector { tls: tls.map(|config| TlsConnector::from(Arc::new(config))) })
+    }
+
+    /// The same to a server whose certificate an authority of `pem` has signed, instead of one that this machine trusts.
+    pub fn trusting(address: &Address, pem: &[u8]) -> Result<Connector, String> {
+        let tls = address.tls.then(|| tls_by(pem)).transpose()?;
         Ok(Connector { tls: tls.map(|config| TlsConnector::from(Arc::new(config))) })
     }
 
@@ -63,6 +70,21 @@ fn tls() -> Result<ClientConfig, rustls::Error> {
     let builder = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()));
     let builder = builder.with_safe_default_protocol_versions()?.with_platform_verifier()?;
     Ok(builder.with_no_client_auth())
+}
+
+fn tls_by(pem: &[u8]) -> Result<ClientConfig, String> {
+    let mut roots = RootCertStore::empty();
+    for certificate in CertificateDer::pem_slice_iter(pem) {
+        let certificate =
+            certificate.map_err(|e| format!("an authority's certificate can't be read: {e}"))?;
+        roots.add(certificate).map_err(|e| e.to_string())?;
+    }
+    if roots.is_empty() {
+        return Err("there is no certificate of an authority (PEM)".into());
+    }
+    let builder = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()));
+    let builder = builder.with_safe_default_protocol_versions().map_err(|e| e.to_string())?;
+    Ok(builder.with_root_certificates(roots).with_no_client_auth())
 }
 
 async fn shake_hands<S>(stream: S) -> Result<Connection, String>

@@ -7,18 +7,21 @@
 //!
 //! Rows of ended requests are written twice a second; a crash may lose those of the last half. They are for people: limits
 //! don't depend on them.
+mod leases;
 mod named;
+mod share;
 mod usage;
 mod vault;
 
-use crate::state::{State, StateError};
+use crate::state::{KeptError, State, StateError};
+pub use leases::Sharing;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 pub use usage::{By, Row, Sum};
 use vault::Vault;
 pub use vault::{Grant, Slice};
@@ -34,8 +37,16 @@ const ROWS_WAIT: Duration = Duration::from_millis(500);
 /// How often windows that are over are forgotten.
 const TIDIED_EVERY: Duration = Duration::from_secs(600);
 
-/// Why something can't be reserved: it is on no disk, or others have taken what is left meanwhile.
-pub type Refused = String;
+/// Why something can't be reserved.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Refused {
+    /// Others have taken what was left, or may have.
+    #[error("what is left of a budget can't be reserved now; try again")]
+    Taken,
+    /// It can't be written down now: why.
+    #[error("{0}")]
+    Unwritten(String),
+}
 
 /// What the clerk is told.
 enum Note {
@@ -43,6 +54,7 @@ enum Note {
     Settle(Vec<Entry>),
     Ended(Box<Row>),
     Flush(Sender<()>),
+    Release(Sender<()>),
 }
 
 /// A reservation, and who waits for it.
@@ -55,6 +67,7 @@ pub struct Books {
     notes: Sender<Note>,
     waiting: Arc<AtomicUsize>,
     ledger: Arc<Mutex<Ledger>>,
+    changed: watch::Receiver<()>,
     log: usage::Log,
 }
 
@@ -72,10 +85,30 @@ impl Books {
         Ok(Books::with(Box::new(vault), log))
     }
 
+    /// The same, where accounts are shared with other schedulers: the state keeps what this one has spent of them.
+    pub fn open_shared(state: State, sharing: Sharing, unix_s: i64) -> Result<Books, KeptError> {
+        let journal = vault::Disk::open(state.clone(), unix_s)?;
+        let vault = leases::Leased::open(journal, sharing)?;
+        let log = usage::Log::open(state, unix_s)?;
+        Ok(Books::with(Box::new(vault), log))
+    }
+
     fn with(mut vault: Box<dyn Vault>, log: usage::Log) -> Books {
         let taken = vault.taken().into_iter();
         let ledger: Ledger = taken.map(|slice| ((slice.account.clone(), slice.window), slice)).collect();
         let ledger = Arc::new(Mutex::new(ledger));
+        let (change, changed) = watch::channel(());
+        let heard = ledger.clone();
+        vault.follow(Box::new(move |news| {
+            let mut ledger = lock(&heard);
+            for (account, window, elsewhere) in news {
+                let slice = ledger.entry((account.clone(), window));
+                slice.or_insert_with(|| Slice::new(account, window)).elsewhere = elsewhere;
+            }
+            drop(ledger);
+            // Perhaps nobody wants to know.
+            _ = change.send(());
+        }));
         let waiting = Arc::new(AtomicUsize::new(0));
         let (notes, told) = channel();
         let clerk = Clerk {
@@ -92,7 +125,7 @@ impl Books {
         if let Err(error) = std::thread::Builder::new().name("weir-books".into()).spawn(work) {
             tracing::error!("the books can't be kept: {error}");
         }
-        Books { notes, waiting, ledger, log }
+        Books { notes, waiting, ledger, changed, log }
     }
 
     /// What has been taken of each account in windows that may last.
@@ -100,12 +133,17 @@ impl Books {
         lock(&self.ledger).values().cloned().collect()
     }
 
+    /// Changes whenever others have taken something, or given it back.
+    pub fn changed(&self) -> watch::Receiver<()> {
+        self.changed.clone()
+    }
+
     /// Puts a reservation on disk; the answer comes when it is there.
     pub fn reserve(&self, entries: Vec<Entry>) -> oneshot::Receiver<Result<(), Refused>> {
         let (reply, done) = oneshot::channel();
         if self.waiting.load(Ordering::Relaxed) >= WAITING_MAX {
             // Whoever asks is there.
-            _ = reply.send(Err("too much waits for the disk".into()));
+            _ = reply.send(Err(Refused::Unwritten("too much waits for the disk; try again".into())));
             return done;
         }
         self.tell(Note::Reserve(entries, reply));
@@ -129,6 +167,15 @@ impl Books {
         let (reply, done) = channel();
         self.tell(Note::Flush(reply));
         // An error means that the clerk is gone, and nothing will be written.
+        _ = done.recv();
+    }
+
+    /// The same; and what this scheduler could still have spent is everybody's again. Blocks.
+    pub fn close(&self) {
+        self.flush();
+        let (reply, done) = channel();
+        self.tell(Note::Release(reply));
+        // As above.
         _ = done.recv();
     }
 
@@ -201,6 +248,10 @@ impl Clerk {
                 Note::Settle(entries) => self.settled(&entries, &mut changed),
                 Note::Ended(row) => self.rows.push(*row),
                 Note::Flush(reply) => flushes.push(reply),
+                Note::Release(reply) => {
+                    self.vault.release();
+                    flushes.push(reply);
+                }
             }
         }
         self.commit(wanted, changed);
@@ -236,43 +287,41 @@ impl Clerk {
             return;
         }
         let slices: Vec<Slice> = changed.into_values().collect();
-        let granted = match self.vault.hold(&slices) {
-            Ok(granted) => granted,
-            Err(why) => {
-                tracing::error!("the books can't be written: {why}");
-                slices.iter().map(|_| Grant::default()).collect()
-            }
-        };
-        // What each slice has been granted too little.
-        let mut short: BTreeMap<(Account, i64), u64> = BTreeMap::new();
-        let mut ledger = lock(&self.ledger);
-        for (slice, grant) in slices.iter().zip(&granted) {
-            let at = (slice.account.clone(), slice.window);
-            if let Some(slice) = ledger.get_mut(&at) {
-                slice.elsewhere = grant.elsewhere.max(slice.elsewhere);
-            }
+        let granted = self.vault.hold(&slices).unwrap_or_else(|why| {
+            tracing::error!("the books can't be written: {why}");
+            let unsure = Some(format!("the books can't be written: {why}"));
+            slices.iter().map(|_| Grant { held: 0, unsure: unsure.clone() }).collect()
+        });
+        // What each slice has been granted too little, and why nobody knows whether there is more.
+        let mut short: BTreeMap<(Account, i64), (u64, Option<String>)> = BTreeMap::new();
+        for (slice, grant) in slices.into_iter().zip(granted) {
             if grant.held < slice.held {
-                short.insert(at, slice.held - grant.held);
+                short.insert((slice.account, slice.window), (slice.held - grant.held, grant.unsure));
             }
         }
-        drop(ledger);
         // Who came last goes first.
         for (entries, reply) in wanted.into_iter().rev() {
-            let at = |entry: &Entry| (entry.account.clone(), entry.window);
-            let lacks = entries.iter().any(|entry| short.contains_key(&at(entry)));
-            if lacks {
-                for entry in &entries {
-                    let at = at(entry);
-                    let rest = short.get(&at).copied().unwrap_or(0).saturating_sub(entry.reserved);
-                    if rest == 0 { _ = short.remove(&at) } else { _ = short.insert(at, rest) }
+            let mut lacks = None;
+            for entry in &entries {
+                let at = (entry.account.clone(), entry.window);
+                if let Some((_, unsure)) = short.get(&at) {
+                    let why = unsure.clone().map_or(Refused::Taken, Refused::Unwritten);
+                    lacks = lacks.or(Some(why));
                 }
             }
-            let answer = match lacks {
-                true => Err("what is left of a budget can't be reserved now; try again".to_owned()),
-                false => Ok(()),
-            };
+            if lacks.is_some() {
+                for entry in &entries {
+                    let at = (entry.account.clone(), entry.window);
+                    if let Some((lack, _)) = short.get_mut(&at) {
+                        *lack = lack.saturating_sub(entry.reserved);
+                        if *lack == 0 {
+                            short.remove(&at);
+                        }
+                    }
+                }
+            }
             // Whoever asked may have gone: it settles what it had reserved.
-            _ = reply.send(answer);
+            _ = reply.send(lacks.map_or(Ok(()), Err));
         }
     }
 

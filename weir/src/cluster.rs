@@ -4,7 +4,8 @@
 mod asking;
 mod state;
 
-use crate::state::{State, StateError};
+use crate::etcd::Etcd;
+use crate::state::{KeptError, State};
 pub use asking::Asker;
 use asking::Asking;
 use serde::{Deserialize, Serialize};
@@ -13,9 +14,10 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use tokio::sync::watch;
 use weir_scheduler::Trust;
 use weir_transport::{
-    Fingerprint, Hello, Identity, IdentityError, JoinToken, PublicKey, Refusal, RefusalCode, VERSION,
+    Fingerprint, Hello, Identity, IdentityError, JoinToken, PublicKey, Refusal, RefusalCode, Replica, VERSION,
 };
 
 /// Tokens that are valid at once, at most: the oldest go first.
@@ -34,6 +36,25 @@ pub struct Cluster {
     identity: Identity,
     state: Tables,
     members: Mutex<Members>,
+    schedulers: watch::Sender<Schedulers>,
+}
+
+/// Schedulers that share a cluster.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Schedulers {
+    /// What this one is called among them; nothing where it is alone.
+    pub own: Option<String>,
+    /// All of them, this one included.
+    pub all: Vec<Replica>,
+}
+
+/// What another scheduler has decided of a node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Changed {
+    /// It may not come back.
+    Revoked,
+    /// It gets nothing new, or does again.
+    Drained(bool),
 }
 
 #[derive(Debug, Default)]
@@ -106,9 +127,9 @@ pub struct Member {
 /// What went wrong with the cluster's state.
 #[derive(Debug, thiserror::Error)]
 pub enum ClusterError {
-    /// The folder or a file in it can't be used.
+    /// The folder or a file in it can't be used, or what is shared can't be reached.
     #[error(transparent)]
-    State(#[from] StateError),
+    Kept(#[from] KeptError),
     /// No key can be made.
     #[error(transparent)]
     Identity(#[from] IdentityError),
@@ -120,22 +141,65 @@ pub enum ClusterError {
 impl Cluster {
     /// The cluster whose state is in `folder`; a new one if there is none.
     pub fn open(folder: &Path) -> Result<Cluster, ClusterError> {
-        Cluster::within(State::open(folder)?)
+        Cluster::within(State::open(folder).map_err(KeptError::from)?, None)
     }
 
-    /// The same where the folder's state is open already.
-    pub fn within(state: State) -> Result<Cluster, ClusterError> {
-        let state = Tables(state);
-        let identity = match state.key()? {
-            Some(pkcs8) => Identity::from_pkcs8(&pkcs8)?,
-            None => {
-                let identity = Identity::generate()?;
-                state.set_key(identity.pkcs8())?;
-                identity
-            }
-        };
+    /// The same where the folder's state is open already; shared with other schedulers, where there is an etcd.
+    pub fn within(state: State, etcd: Option<Etcd>) -> Result<Cluster, ClusterError> {
+        let state = Tables { state, etcd };
+        let new = Identity::generate()?;
+        let identity = Identity::from_pkcs8(&state.key(|| new.pkcs8().to_vec())?)?;
         let members = Members { nodes: state.nodes()?, tokens: state.tokens()?, asking: Asking::default() };
-        Ok(Cluster { identity, state, members: Mutex::new(members) })
+        let schedulers = watch::Sender::new(Schedulers::default());
+        Ok(Cluster { identity, state, members: Mutex::new(members), schedulers })
+    }
+
+    /// The schedulers of the cluster, as nodes are to know them; none, where there is one that shares nothing.
+    pub fn schedulers(&self) -> watch::Receiver<Schedulers> {
+        self.schedulers.subscribe()
+    }
+
+    /// These are there now.
+    pub fn set_schedulers(&self, schedulers: Schedulers) {
+        self.schedulers.send_if_modified(|known| {
+            let differs = *known != schedulers;
+            *known = schedulers;
+            differs
+        });
+    }
+
+    /// An entry of what is shared has changed. Says what that means for a node that may be connected.
+    pub fn learn(&self, key: &str, value: &[u8]) -> Option<(PublicKey, Changed)> {
+        let mut members = self.members();
+        if let Some((digest, token)) = state::token(key, value) {
+            members.tokens.insert(digest, token);
+            return None;
+        }
+        let (node, record) = state::node(key, value)?;
+        let before = members.nodes.insert(node, record.clone());
+        let (revoked, drained) = before.map_or((false, false), |before| (before.revoked, before.drained));
+        match (record.revoked && !revoked, record.drained != drained) {
+            (true, _) => Some((node, Changed::Revoked)),
+            (false, true) => Some((node, Changed::Drained(record.drained))),
+            (false, false) => None,
+        }
+    }
+
+    /// Looks up what another scheduler may have decided just now.
+    fn look_up(&self, key: &PublicKey, token: Option<&JoinToken>) -> Result<(), KeptError> {
+        if !self.members().nodes.contains_key(key)
+            && let Some(record) = self.state.find_node(key)?
+        {
+            self.members().nodes.insert(*key, record);
+        }
+        let digest = token.map(JoinToken::digest);
+        if let Some(digest) = digest
+            && !self.members().tokens.contains_key(&digest)
+            && let Some(token) = self.state.find_token(&digest)?
+        {
+            self.members().tokens.insert(digest, token);
+        }
+        Ok(())
     }
 
     /// Its key.
@@ -196,6 +260,10 @@ impl Cluster {
         let key =
             PublicKey::proved(proof, binding).map_err(|e| refuse(RefusalCode::Proof, &e.to_string()))?;
         let name = short(&hello.name);
+        let token: Option<JoinToken> = hello.token.as_deref().and_then(|t| t.parse().ok());
+        self.look_up(&key, token.as_ref()).map_err(|e| {
+            refuse(RefusalCode::Full, &format!("the scheduler can't look up who may join: {e}"))
+        })?;
         let mut members = self.members();
         if let Some(record) = members.nodes.get_mut(&key) {
             if record.revoked {
@@ -221,12 +289,12 @@ impl Cluster {
             );
             return Err(Refusal { code: RefusalCode::Confirm, message });
         }
-        let mut new = self.join(&mut members, hello, name, now)?;
+        let mut new = self.join(&mut members, token.as_ref(), name, now)?;
         new.guest |= web;
         let member = new.member(key);
         let disk =
-            |e: StateError| refuse(RefusalCode::Full, &format!("the scheduler can't remember the node: {e}"));
-        self.state.set_node(&key, &new).map_err(disk)?;
+            |e: KeptError| refuse(RefusalCode::Full, &format!("the scheduler can't remember the node: {e}"));
+        self.state.add_node(&key, &new).map_err(disk)?;
         members.nodes.insert(key, new);
         Ok(member)
     }
@@ -235,31 +303,35 @@ impl Cluster {
     fn join(
         &self,
         members: &mut Members,
-        hello: &Hello,
+        token: Option<&JoinToken>,
         name: String,
         now: SystemTime,
     ) -> Result<Record, Refusal> {
         let refuse = |message: &str| Refusal { code: RefusalCode::Token, message: message.to_owned() };
         let unknown = "the scheduler doesn't know this node, and its join link is not valid (any more); ask for a new \
                        one (`weir link`)";
-        let token: JoinToken = hello.token.as_deref().and_then(|t| t.parse().ok()).ok_or(refuse(unknown))?;
-        let digest = token.digest();
+        let digest = token.ok_or(refuse(unknown))?.digest();
         let kept = members.tokens.get_mut(&digest).ok_or(refuse(unknown))?;
         if kept.expires <= seconds(now) {
             return Err(refuse("the join link has expired; ask for a new one (`weir link`)"));
         }
+        let used_up = "the join link has been used up; ask for a new one (`weir link`)";
         if kept.uses == 0 {
-            return Err(refuse("the join link has been used up; ask for a new one (`weir link`)"));
+            return Err(refuse(used_up));
         }
         if members.nodes.len() >= NODES_MAX {
             let message = format!("the scheduler remembers {NODES_MAX} nodes already");
             return Err(Refusal { code: RefusalCode::Full, message });
         }
-        kept.uses -= 1;
         let guest = kept.guest;
-        self.state.set_token(&digest, Some(kept)).map_err(|e| Refusal {
+        let left = self.state.use_token(&digest, kept).map_err(|e| Refusal {
             code: RefusalCode::Full,
             message: format!("the scheduler can't use the token up: {e}"),
+        })?;
+        // Machines that came to another scheduler count, too.
+        *kept = left.ok_or_else(|| {
+            kept.uses = 0;
+            refuse(used_up)
         })?;
         Ok(Record { name, guest, joined: seconds(now), drained: false, revoked: false, refuted: false })
     }
@@ -289,7 +361,7 @@ impl Cluster {
             revoked: false,
             refuted: false,
         };
-        self.state.set_node(&asker.key, &record)?;
+        self.state.add_node(&asker.key, &record)?;
         members.nodes.insert(asker.key, record);
         Ok(asker.key)
     }
@@ -334,14 +406,11 @@ impl Cluster {
         self.change(key, |record| record.drained = on)
     }
 
-    fn change(&self, key: &PublicKey, how: impl FnOnce(&mut Record)) -> Result<(), ClusterError> {
+    fn change(&self, key: &PublicKey, how: impl Fn(&mut Record)) -> Result<(), ClusterError> {
         let mut members = self.members();
         let gone = || ClusterError::Node("the node is gone".into());
         let record = members.nodes.get_mut(key).ok_or_else(gone)?;
-        let mut changed = record.clone();
-        how(&mut changed);
-        self.state.set_node(key, &changed)?;
-        *record = changed;
+        *record = self.state.change_node(key, record, how)?;
         Ok(())
     }
 }

@@ -2,6 +2,7 @@
 mod telemetry;
 
 use crate::driver::DeviceChoice;
+use crate::etcd::EtcdConfig;
 use crate::telemetry::{Conventions, LogFormat};
 use figment::Figment;
 use figment::providers::{Env, Format, Serialized, Toml};
@@ -67,6 +68,17 @@ pub struct Config {
     pub catalog: Option<PathBuf>,
     /// Where a scheduler keeps its cluster, and a node its key; the platform's folder for state where none.
     pub state: Option<PathBuf>,
+    /// An etcd in which several schedulers keep what they share: `http://HOST:2379`, several with commas. It has the
+    /// cluster's secret key then.
+    pub etcd: Option<String>,
+    /// What the keys there begin with; `/weir/` where none.
+    pub etcd_prefix: Option<String>,
+    /// Who we are there, where it asks.
+    pub etcd_user: Option<String>,
+    /// The user's password.
+    pub etcd_password: Option<String>,
+    /// Whose certificates of etcd are trusted (PEM); those that the system trusts, where none.
+    pub etcd_ca: Option<PathBuf>,
     /// Whom requests may be sent on to: `[[provider]]` each.
     pub provider: Vec<Entry>,
     /// What is logged to stderr: `warn`, `info`, `weir=debug`, ...
@@ -120,6 +132,11 @@ impl Default for Config {
             cache: None,
             catalog: None,
             state: None,
+            etcd: None,
+            etcd_prefix: None,
+            etcd_user: None,
+            etcd_password: None,
+            etcd_ca: None,
             provider: Vec::new(),
             log: "warn".into(),
             log_format: LogFormat::Text,
@@ -168,6 +185,9 @@ pub enum ConfigError {
     /// Telemetry can't be sent as it should be.
     #[error("configuration: telemetry: {0}")]
     Telemetry(String),
+    /// Etcd can't be asked so.
+    #[error("configuration: etcd: {0}")]
+    Etcd(String),
     /// More is said of this machine than anybody wants to hear.
     #[error("configuration: {0}")]
     Labels(String),
@@ -222,6 +242,11 @@ impl Config {
             "cache",
             "catalog",
             "state",
+            "etcd",
+            "etcd_prefix",
+            "etcd_user",
+            "etcd_password",
+            "etcd_ca",
             "log",
             "log_format",
             "metrics",
@@ -291,6 +316,26 @@ impl Config {
             Ok(Upstream::new(provider, key, Times::default())?)
         };
         providers.into_iter().map(upstream).collect()
+    }
+
+    /// The etcd in which schedulers keep what they share: what was asked for, or what is configured.
+    pub fn etcd(
+        &self,
+        endpoints: Option<&str>,
+        prefix: Option<&str>,
+    ) -> Result<Option<EtcdConfig>, ConfigError> {
+        let Some(endpoints) = endpoints.or(self.etcd.as_deref()) else { return Ok(None) };
+        let mut prefix = prefix.or(self.etcd_prefix.as_deref()).unwrap_or("/weir/").to_owned();
+        if !prefix.ends_with('/') {
+            prefix.push('/');
+        }
+        let user = match (&self.etcd_user, &self.etcd_password) {
+            (Some(user), Some(password)) => Some((user.clone(), password.clone())),
+            (None, None) => None,
+            _ => return Err(ConfigError::Etcd("etcd_user and etcd_password go together".into())),
+        };
+        let endpoints = endpoints.split(',').map(|url| url.trim().to_owned()).collect();
+        Ok(Some(EtcdConfig { endpoints, prefix, user, ca: self.etcd_ca.clone() }))
     }
 
     /// The model store that this configuration asks for.

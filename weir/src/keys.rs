@@ -3,7 +3,8 @@
 
 mod text;
 
-use crate::state::{State, StateError, Table};
+use crate::etcd::{Etcd, EtcdError, Op};
+use crate::state::{KeptError, State, Table};
 use redb::TableDefinition;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -14,6 +15,11 @@ pub use text::{Bound, tag};
 use weir_scheduler::{Allowance, KeyId, Who};
 
 const KEYS: Table<&str> = TableDefinition::new("keys");
+/// What begins their names in etcd, and where the highest number is there.
+const SHARED: &str = "shared/keys/";
+const NUMBERS: &str = "shared/key-numbers";
+/// Times that a transaction is tried which others were quicker than.
+const TRIES: u32 = 20;
 /// What a secret begins with, so that people and scanners know it for one.
 const MARK: &str = "sk-weir-";
 /// Keys, at most; and bytes of a name.
@@ -73,9 +79,9 @@ pub struct NewKey {
 /// Why a key can't be made or revoked.
 #[derive(Debug, thiserror::Error)]
 pub enum KeyError {
-    /// It is on no disk.
+    /// It can't be kept.
     #[error(transparent)]
-    State(#[from] StateError),
+    Kept(#[from] KeptError),
     /// Such a name can't be.
     #[error("`{0}` can't be a key's name: 1 to {NAME_MAX} letters, digits and any of .-_@ can")]
     Name(String),
@@ -135,6 +141,8 @@ impl Key {
 #[derive(Debug)]
 pub struct Keys {
     state: State,
+    /// With whom they are shared: then none is in the state.
+    etcd: Option<Etcd>,
     /// One is made or revoked at a time; whoever asks doesn't wait for the disk.
     changing: Mutex<()>,
     /// There are some, though perhaps none that can be read: a later program may have written them.
@@ -159,13 +167,43 @@ impl Ring {
 
 impl Keys {
     /// Those of a state.
-    pub fn open(state: State) -> Result<Keys, StateError> {
+    pub fn open(state: State) -> Result<Keys, KeptError> {
         let mut ring = Ring::default();
         for (_, key) in state.all(KEYS, |_| ())? {
             ring.put(Arc::new(key));
         }
         let some = state.count(KEYS)? > 0;
-        Ok(Keys { state, changing: Mutex::new(()), some, ring: RwLock::new(ring) })
+        Ok(Keys { state, etcd: None, changing: Mutex::new(()), some, ring: RwLock::new(ring) })
+    }
+
+    /// Those that schedulers share. The first that does brings those of its state along. Blocks.
+    pub fn open_shared(state: State, etcd: Etcd) -> Result<Keys, KeptError> {
+        for (_, key) in state.all::<_, Key, _>(KEYS, |_| ())? {
+            let name = format!("{SHARED}{}", key.name);
+            let counted = etcd.get(NUMBERS)?;
+            let last = counted.as_ref().and_then(|found| serde_json::from_slice(&found.value).ok());
+            let most = last.unwrap_or(0).max(key.number);
+            let puts = [put(&name, &key), put(NUMBERS, &most)];
+            // Whatever others have done meanwhile holds.
+            etcd.transact(&[(&name, 0), (NUMBERS, counted.map_or(0, |c| c.revision))], &puts, &[])?;
+        }
+        let found = etcd.list(SHARED, 0)?.0;
+        let some = !found.is_empty();
+        let ring = RwLock::new(Ring::default());
+        let keys = Keys { state, etcd: Some(etcd), changing: Mutex::new(()), some, ring };
+        found.iter().for_each(|found| _ = keys.learn(&found.key, &found.value));
+        Ok(keys)
+    }
+
+    /// An entry of what is shared has changed. Says whether it is a key.
+    pub fn learn(&self, entry: &str, value: &[u8]) -> bool {
+        let Some(name) = entry.strip_prefix(SHARED) else { return false };
+        match serde_json::from_slice::<Key>(value) {
+            Ok(key) if key.name == name => self.put(Arc::new(key)),
+            Ok(_) => tracing::warn!("{entry} in etcd is another key's"),
+            Err(error) => tracing::warn!("{entry} in etcd can't be read: {error}"),
+        }
+        true
     }
 
     fn read(&self) -> std::sync::RwLockReadGuard<'_, Ring> {
@@ -191,16 +229,8 @@ impl Keys {
         let random = rustls::crypto::ring::default_provider().secure_random;
         random.fill(&mut secret).map_err(|_| KeyError::Random)?;
         let secret = format!("{MARK}{}", hex(&secret));
-        let _changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
-        let ring = self.read();
-        if ring.names.get(&new.name).is_some_and(|key| key.state(now) != Err(Refused::Revoked)) {
-            return Err(KeyError::Twice(new.name));
-        }
-        if ring.names.len() >= KEYS_MAX && !ring.names.contains_key(&new.name) {
-            return Err(KeyError::Full);
-        }
-        let key = Arc::new(Key {
-            number: ring.names.values().map(|key| key.number).max().unwrap_or(0) + 1,
+        let key = Key {
+            number: 0,
             sha256: digest(secret.as_bytes()),
             made: seconds(now),
             expires: new.expires_s.map(|after| seconds(now).saturating_add(after)),
@@ -209,22 +239,77 @@ impl Keys {
             limits: new.limits,
             models: new.models,
             tags: new.tags,
+        };
+        let _changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
+        {
+            let ring = self.read();
+            if ring.names.len() >= KEYS_MAX && !ring.names.contains_key(&key.name) {
+                return Err(KeyError::Full);
+            }
+        }
+        let key = Arc::new(match &self.etcd {
+            Some(etcd) => self.add_shared(etcd, key, now)?,
+            None => {
+                let ring = self.read();
+                free(ring.names.get(&key.name).map(|key| &**key), &key.name, now)?;
+                let number = ring.names.values().map(|key| key.number).max().unwrap_or(0) + 1;
+                drop(ring);
+                let key = Key { number, ..key };
+                self.state.set(KEYS, key.name.as_str(), Some(&key)).map_err(KeptError::from)?;
+                key
+            }
         });
-        drop(ring);
-        self.state.set(KEYS, key.name.as_str(), Some(&*key))?;
         self.put(key.clone());
         Ok((key, secret))
     }
 
+    /// No number twice, whichever scheduler makes a key.
+    fn add_shared(&self, etcd: &Etcd, key: Key, now: SystemTime) -> Result<Key, KeyError> {
+        let kept = |error: EtcdError| KeyError::Kept(error.into());
+        let name = format!("{SHARED}{}", key.name);
+        for _ in 0..TRIES {
+            let looks = [Op::Get(name.clone()), Op::Get(NUMBERS.into())];
+            let found = etcd.transact(&[], &looks, &[]).map_err(kept)?.found;
+            let at = |n: usize| found.get(n).cloned().flatten();
+            let there: Option<Key> = at(0).and_then(|found| serde_json::from_slice(&found.value).ok());
+            free(there.as_ref(), &key.name, now)?;
+            let last: u64 = at(1).and_then(|found| serde_json::from_slice(&found.value).ok()).unwrap_or(0);
+            let known = self.read().names.values().map(|key| key.number).max().unwrap_or(0);
+            let key = Key { number: last.max(known) + 1, ..key.clone() };
+            let puts = [put(&name, &key), put(NUMBERS, &key.number)];
+            let revision = |n: usize| at(n).map_or(0, |found| found.revision);
+            let when = [(name.as_str(), revision(0)), (NUMBERS, revision(1))];
+            if etcd.transact(&when, &puts, &[]).map_err(kept)?.succeeded {
+                return Ok(key);
+            }
+        }
+        Err(kept(EtcdError::Away("others make keys all the time".into())))
+    }
+
     /// A key is good for nothing from now on. Blocks until that is on disk.
     pub fn revoke(&self, name: &str) -> Result<(), KeyError> {
+        let unknown = || KeyError::Unknown(name.chars().take(NAME_MAX).collect());
         let _changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
-        let key = self.read().names.get(name).cloned();
-        let key = key.ok_or_else(|| KeyError::Unknown(name.chars().take(NAME_MAX).collect()))?;
-        let revoked = Arc::new(Key { revoked: true, ..Key::clone(&key) });
-        self.state.set(KEYS, name, Some(&*revoked))?;
-        self.put(revoked);
-        Ok(())
+        let Some(etcd) = &self.etcd else {
+            let key = self.read().names.get(name).cloned().ok_or_else(unknown)?;
+            let revoked = Arc::new(Key { revoked: true, ..Key::clone(&key) });
+            self.state.set(KEYS, name, Some(&*revoked)).map_err(KeptError::from)?;
+            self.put(revoked);
+            return Ok(());
+        };
+        let kept = |error: EtcdError| KeyError::Kept(error.into());
+        let entry = format!("{SHARED}{name}");
+        for _ in 0..TRIES {
+            let found = etcd.get(&entry).map_err(kept)?.ok_or_else(unknown)?;
+            let key: Key = serde_json::from_slice(&found.value).map_err(|_| unknown())?;
+            let revoked = Key { revoked: true, ..key };
+            let when = [(entry.as_str(), found.revision)];
+            if etcd.transact(&when, &[put(&entry, &revoked)], &[]).map_err(kept)?.succeeded {
+                self.put(Arc::new(revoked));
+                return Ok(());
+            }
+        }
+        Err(kept(EtcdError::Away("others change keys all the time".into())))
     }
 
     /// All that ever were, by name.
@@ -255,6 +340,19 @@ impl Keys {
         };
         self.read().names.values().flat_map(of).collect()
     }
+}
+
+/// Whether a name can be had: there is no key of that name, or a revoked one.
+fn free(there: Option<&Key>, name: &str, now: SystemTime) -> Result<(), KeyError> {
+    match there.is_some_and(|key| key.state(now) != Err(Refused::Revoked)) {
+        true => Err(KeyError::Twice(name.to_owned())),
+        false => Ok(()),
+    }
+}
+
+fn put<T: Serialize>(key: &str, value: &T) -> Op {
+    let value = serde_json::to_vec(value).expect("strings and numbers always serialise");
+    Op::Put { key: key.to_owned(), value, lease: None }
 }
 
 fn digest(secret: &[u8]) -> String {

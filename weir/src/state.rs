@@ -1,10 +1,16 @@
 //! What a scheduler remembers on disk: one redb file in its state folder, which one process at a time has open. Who belongs
 //! to the cluster, API keys and what they have spent are tables of it.
+use crate::etcd::EtcdError;
 use redb::{Database, ReadableDatabase, ReadableTable, ReadableTableMetadata as _, TableDefinition};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+
+/// Secrets and names, as bytes.
+pub(crate) const KEY: Table<&str> = TableDefinition::new("key");
+/// In [`KEY`]: what this scheduler is called among others.
+const REPLICA: &str = "replica";
 
 /// The file, open; nobody else can open it meanwhile. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -23,6 +29,17 @@ pub struct StateError {
     pub why: String,
     /// Another process has it open.
     pub in_use: bool,
+}
+
+/// Why something can't be kept or looked up, wherever that is.
+#[derive(Debug, thiserror::Error)]
+pub enum KeptError {
+    /// On this machine.
+    #[error(transparent)]
+    State(#[from] StateError),
+    /// Where schedulers share it.
+    #[error(transparent)]
+    Etcd(#[from] EtcdError),
 }
 
 /// What is tried with the database.
@@ -56,6 +73,33 @@ impl State {
             true => State::open(folder).map(Some),
             false => Ok(None),
         }
+    }
+
+    /// What this scheduler is called among others: made once.
+    pub(crate) fn replica(&self) -> Result<String, StateError> {
+        let known = self.told(|| {
+            let table = match self.database.begin_read()?.open_table(KEY) {
+                Err(redb::TableError::TableDoesNotExist(_)) => return Ok(None),
+                table => table?,
+            };
+            Ok(table.get(REPLICA)?.map(|value| String::from_utf8_lossy(value.value()).into_owned()))
+        })?;
+        if let Some(known) = known {
+            return Ok(known);
+        }
+        let mut random = [0; 8];
+        rustls::crypto::ring::default_provider().secure_random.fill(&mut random).map_err(|_| StateError {
+            path: self.path.to_path_buf(),
+            why: "the system has no randomness".into(),
+            in_use: false,
+        })?;
+        let name: String = random.iter().map(|b| format!("{b:02x}")).collect();
+        self.told(|| {
+            let write = self.database.begin_write()?;
+            write.open_table(KEY)?.insert(REPLICA, name.as_bytes())?;
+            Ok(write.commit()?)
+        })?;
+        Ok(name)
     }
 
     pub(crate) fn database(&self) -> &Database {

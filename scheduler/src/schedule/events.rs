@@ -99,7 +99,8 @@ impl Scheduler {
             FailureKind::Invalid
             | FailureKind::Deadline
             | FailureKind::Budget { .. }
-            | FailureKind::Rate { .. } => return self.end(now, id, Event::Failed(failure)),
+            | FailureKind::Rate { .. }
+            | FailureKind::Unbooked => return self.end(now, id, Event::Failed(failure)),
             FailureKind::Busy => self.pool.busy(now, node, model),
             FailureKind::NoModel => self.pool.drop_model(node, model),
             FailureKind::Cancelled | FailureKind::Internal | FailureKind::Upstream => {

@@ -202,7 +202,7 @@ pub(super) fn failure_number(kind: FailureKind) -> u8 {
         // Providers aren't behind a wire: version 1 has no number for what they do.
         FailureKind::Internal | FailureKind::Upstream => 6,
         // A scheduler's own; as for nodes, it is busy.
-        FailureKind::Budget { .. } | FailureKind::Rate { .. } => 3,
+        FailureKind::Budget { .. } | FailureKind::Rate { .. } | FailureKind::Unbooked => 3,
     }
 }
 

@@ -47,6 +47,21 @@ pub struct Welcome {
     /// It isn't welcome: why.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub refused: Option<Refusal>,
+    /// What this scheduler is called among those that share the cluster; nothing where it is alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub replica: Option<String>,
+    /// All of those: a node serves each of them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub replicas: Vec<Replica>,
+}
+
+/// A scheduler among several that share a cluster.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Replica {
+    /// What it is called among them.
+    pub id: String,
+    /// Where nodes reach it: `HOST:PORT`, to be tried in turn.
+    pub addresses: Vec<String>,
 }
 
 /// Why a node may not join.
@@ -104,6 +119,11 @@ pub enum Order {
         /// Which: SHA-256 in hexadecimal.
         model: String,
     },
+    /// The schedulers that share the cluster are these now.
+    Replicas {
+        /// All of them.
+        replicas: Vec<Replica>,
+    },
     /// Something that a later program says.
     #[serde(other)]
     Other,
@@ -125,7 +145,7 @@ impl Order {
     pub fn model(&self) -> Option<ModelId> {
         match self {
             Order::Load { model, .. } | Order::Unload { model, .. } => unhex(model).map(ModelId),
-            Order::Drain { .. } | Order::Other => None,
+            Order::Drain { .. } | Order::Replicas { .. } | Order::Other => None,
         }
     }
 }

@@ -23,7 +23,7 @@ mod described;
 pub use assembler::Assembler;
 use body::ArchivedTokens;
 use bytes::Bytes;
-pub use described::{Fetch, Hello, Order, Proof, Refusal, RefusalCode, Welcome};
+pub use described::{Fetch, Hello, Order, Proof, Refusal, RefusalCode, Replica, Welcome};
 #[cfg(not(target_arch = "wasm32"))]
 pub(crate) use described::{hex, unhex};
 use serde::{Deserialize, Serialize};

@@ -158,7 +158,7 @@ pub(crate) fn hello() -> Hello {
 
 pub(crate) fn welcome() -> Welcome {
     let refused = Refusal { code: RefusalCode::Token, message: "it has expired".into() };
-    Welcome { version: VERSION, node: 5, heartbeat_ms: 500, refused: Some(refused) }
+    Welcome { version: VERSION, node: 5, heartbeat_ms: 500, refused: Some(refused), ..Welcome::default() }
 }
 
 /// One of each kind, named.

@@ -92,7 +92,7 @@ impl Vault for Mine {
         let room = slice.limit.unwrap().saturating_sub(elsewhere).saturating_sub(slice.spent);
         let held = slice.held.min(room);
         all.insert(self.0, (slice.spent, held));
-        Ok(vec![Grant { held, elsewhere }])
+        Ok(vec![Grant { held, unsure: None }])
     }
 
     fn forget(&mut self, _: &[(Account, i64)]) -> Result<(), vault::VaultError> {

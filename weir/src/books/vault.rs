@@ -19,7 +19,7 @@ pub struct Slice {
     pub window: i64,
     /// What may be taken in all, by whomever; without a limit where none is known.
     pub limit: Option<u64>,
-    /// Taken by others, or before this process began.
+    /// Taken by others, or before this process began. What others have leased counts as taken.
     pub elsewhere: u64,
     /// Spent by this process.
     pub spent: u64,
@@ -40,13 +40,16 @@ impl Slice {
 }
 
 /// What a process has been granted of what it wanted to hold.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Grant {
     /// It may spend so much beyond what it has; if it dies, this counts as spent.
     pub held: u64,
-    /// What others have taken.
-    pub elsewhere: u64,
+    /// Whether more can be had nobody can say now: why.
+    pub unsure: Option<String>,
 }
+
+/// Hears what others have taken of accounts in windows, whenever that changes.
+pub(super) type Told = Box<dyn Fn(Vec<(Account, i64, u64)>) + Send>;
 
 /// Keeps accounts so that they outlive a process, and, where several schedulers spend from them, so that all together stay
 /// within their limits: each leases a slice of what is left by holding it, and settles by holding less and having spent more.
@@ -60,6 +63,12 @@ pub(super) trait Vault: Send {
 
     /// These windows are over, and nothing is held in them.
     fn forget(&mut self, over: &[(Account, i64)]) -> Result<(), VaultError>;
+
+    /// Who wants to hear of others. Called once, if at all.
+    fn follow(&mut self, _told: Told) {}
+
+    /// This process ends: what it could have spent and hasn't is everybody's.
+    fn release(&mut self) {}
 }
 
 /// Whether a window is of interest yet.
@@ -67,9 +76,15 @@ pub(super) fn lasts(account: &Account, window: i64, unix_s: i64) -> bool {
     window >= account.period.window(unix_s) - WINDOWS_KEPT
 }
 
-/// What a window of an account is called on disk.
-fn row(account: &Account, window: i64) -> String {
+/// What a window of an account is called on disk and between schedulers.
+pub(super) fn row(account: &Account, window: i64) -> String {
     format!("{window} {}", named::name(account))
+}
+
+/// The window that is called so.
+pub(super) fn window_of(row: &str) -> Option<(i64, Account)> {
+    let (window, name) = row.split_once(' ')?;
+    Some((window.parse().ok()?, named::account(name)?))
 }
 
 /// Why nothing was written.
@@ -99,10 +114,7 @@ impl Disk {
     pub fn open(state: State, unix_s: i64) -> Result<Disk, StateError> {
         let mut found = Vec::new();
         for (name, kept) in state.all::<_, Kept, _>(BOOKS, str::to_owned)? {
-            let read = name
-                .split_once(' ')
-                .and_then(|(window, name)| Some((window.parse().ok()?, named::account(name)?)));
-            match read.filter(|(window, account)| lasts(account, *window, unix_s)) {
+            match window_of(&name).filter(|(window, account)| lasts(account, *window, unix_s)) {
                 Some((window, account)) => {
                     let elsewhere = kept.spent.saturating_add(kept.held);
                     found.push(Slice { elsewhere, ..Slice::new(account, window) });
@@ -134,7 +146,7 @@ impl Vault for Disk {
             Ok(write.commit()?)
         };
         self.state.told(write).map_err(|error| VaultError(error.to_string()))?;
-        Ok(slices.iter().map(|s| Grant { held: s.held, elsewhere: s.elsewhere }).collect())
+        Ok(slices.iter().map(|s| Grant { held: s.held, unsure: None }).collect())
     }
 
     fn forget(&mut self, over: &[(Account, i64)]) -> Result<(), VaultError> {

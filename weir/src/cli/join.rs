@@ -1,4 +1,6 @@
 //! `weir join`
+mod lines;
+
 use super::ending::{Asked, asked_to_stop};
 use super::serving;
 use super::speaker::{Drafts, device_options};
@@ -10,15 +12,16 @@ use crate::lan::{self, Found};
 use crate::private;
 use crate::telemetry::{Scrape, Watcher, gather_node};
 use anyhow::{Context, bail};
+use lines::Serving as Served;
 use serde::{Deserialize, Serialize};
 use std::hash::{BuildHasher, RandomState};
 use std::io::{BufRead, IsTerminal, Write, stderr, stdin};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
-use weir_node::{Credentials, Stock, Worker, WorkerError};
-use weir_transport::{DialError, Dialer, Fingerprint, Identity, JoinLink, JoinToken, RefusalCode, code};
+use std::time::Duration;
+use weir_node::{Stock, Worker};
+use weir_transport::{Dialer, Fingerprint, Identity, JoinLink, JoinToken};
 
 /// Waits between attempts to reach the scheduler, each of random length up to twice the one before.
 const WAIT_FIRST: Duration = Duration::from_millis(200);
@@ -131,12 +134,12 @@ impl Join {
             });
             let telling = Telling::start(config, self.metrics, telemetry, scrape).await?;
             worker.try_out().await;
-            let dialer = Dialer::new()?;
+            let serving = Arc::new(Served::new(worker.clone(), Dialer::new()?, belonging, name, folder));
             let asked = tokio::select! {
-                failed = serve(&worker, &dialer, &belonging, &name, &folder) => return failed,
+                failed = serving.clone().run() => return failed,
                 asked = leave(&worker) => asked,
             };
-            dialer.linger().await;
+            serving.dialer.linger().await;
             telling.end().await;
             let residents = worker.residents();
             tokio::task::spawn_blocking(move || residents.iter().for_each(|r| r.shutdown())).await?;
@@ -241,81 +244,15 @@ async fn compared(code: String, trusting: bool) -> anyhow::Result<()> {
     }
 }
 
-/// Serves the scheduler, and finds it again whenever it is lost; returns only what trying again can't help.
-async fn serve(
-    worker: &Worker,
-    dialer: &Dialer,
-    home: &Belonging,
-    name: &str,
-    folder: &Path,
-) -> anyhow::Result<()> {
-    let (mut wait, mut told, mut asking) = (WAIT_FIRST, false, None);
-    loop {
-        let trouble = match dialer.dial(&home.addresses, home.cluster).await {
-            Ok(link) => {
-                let proof = link.binding().map(|binding| home.identity.prove(&binding));
-                let code = link.binding().map(|b| code(home.cluster, &home.identity.public(), &b));
-                let token = home.token.map(|token| token.to_string());
-                let began = Instant::now();
-                let mut welcomes = worker.welcomes();
-                let compared_before = asking.is_some();
-                let greeted = async {
-                    if welcomes.changed().await.is_ok() {
-                        if home.ask && !home.trusting && !compared_before {
-                            bail!(
-                                "the scheduler that was found asks nobody whom it lets in: it is not yours"
-                            );
-                        }
-                        if home.ask {
-                            home.remember(folder)?;
-                        }
-                        eprintln!("Joined as {name}. Ctrl-C leaves.");
-                    }
-                    std::future::pending::<anyhow::Result<()>>().await
-                };
-                let why = tokio::select! {
-                    why = worker.serve(&link, Credentials { proof, token, ask: home.ask }) => why,
-                    failed = greeted => return failed,
-                };
-                if let (WorkerError::Refused(refusal), Some(code)) = (&why, code)
-                    && refusal.code == RefusalCode::Confirm
-                {
-                    if asking.is_none() {
-                        compared(code, home.trusting).await?;
-                    }
-                    if asking.get_or_insert_with(Instant::now).elapsed() > ASKING {
-                        bail!("nobody let this machine in within {} minutes", ASKING.as_secs() / 60);
-                    }
-                    tokio::time::sleep(jittered(ASK_AGAIN)).await;
-                    continue;
-                }
-                if let WorkerError::Refused(refusal) = &why
-                    && refusal.code != RefusalCode::Full
-                {
-                    bail!("the scheduler turned this node away: {}", refusal.message);
-                }
-                if began.elapsed() > SETTLED {
-                    wait = WAIT_FIRST;
-                }
-                told = false;
-                why.to_string()
-            }
-            Err(error @ DialError::OtherCluster(_)) => bail!(error),
-            Err(error) => error.to_string(),
-        };
-        if !told {
-            eprintln!("{trouble}; trying again until it answers");
-            told = true;
-        }
-        tokio::time::sleep(jittered(wait)).await;
-        wait = (wait * 2).min(WAIT_MAX);
-    }
-}
-
 impl Belonging {
     /// The next `weir join` needs nothing more.
     fn remember(&self, folder: &Path) -> anyhow::Result<()> {
-        let home = Home { addresses: self.addresses.clone(), cluster: self.cluster.to_string() };
+        self.remember_all(folder, &self.addresses)
+    }
+
+    /// The same, where the cluster has schedulers at these addresses.
+    fn remember_all(&self, folder: &Path, addresses: &[String]) -> anyhow::Result<()> {
+        let home = Home { addresses: addresses.to_vec(), cluster: self.cluster.to_string() };
         Remembered { key: self.identity.pkcs8().to_vec(), home: Some(home) }.write(folder)
     }
 }

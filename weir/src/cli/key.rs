@@ -4,6 +4,7 @@ use super::output::table;
 use super::serving::{self, Serving};
 use crate::books::Books;
 use crate::config::Config;
+use crate::etcd::Etcd;
 use crate::gateway::{list, with_secret};
 use crate::keys::{Bound, Keys, NewKey, tag};
 use crate::state::State;
@@ -94,8 +95,18 @@ pub(super) struct Place {
 pub(super) enum Owner {
     /// The scheduler that runs.
     Running(Serving),
-    /// Its state, while none runs.
-    State(State),
+    /// Its state, while none runs; and the etcd that it shares.
+    State(State, Option<Etcd>),
+}
+
+impl Owner {
+    /// The keys of a state.
+    fn keys(state: State, etcd: Option<Etcd>) -> anyhow::Result<Keys> {
+        Ok(match etcd {
+            Some(etcd) => Keys::open_shared(state, etcd)?,
+            None => Keys::open(state)?,
+        })
+    }
 }
 
 impl Place {
@@ -107,7 +118,8 @@ impl Place {
         {
             return Ok(Owner::Running(serving));
         }
-        Ok(Owner::State(State::open(&folder)?))
+        let etcd = config.etcd(None, None)?.map(|etcd| Etcd::new(&etcd)).transpose()?;
+        Ok(Owner::State(State::open(&folder)?, etcd))
     }
 }
 
@@ -149,8 +161,8 @@ impl Add {
             Owner::Running(serving) => {
                 ask(&serving, Method::POST, "keys", Some(&serde_json::to_value(new)?))?
             }
-            Owner::State(state) => {
-                let (key, secret) = Keys::open(state)?.add(new, SystemTime::now())?;
+            Owner::State(state, etcd) => {
+                let (key, secret) = Owner::keys(state, etcd)?.add(new, SystemTime::now())?;
                 with_secret(&key, &secret)
             }
         };
@@ -170,9 +182,9 @@ impl List {
                 let mut answer = ask(&serving, Method::GET, "keys", None)?;
                 serde_json::from_value(answer["keys"].take()).context("what answers is no scheduler")?
             }
-            Owner::State(state) => {
+            Owner::State(state, etcd) => {
                 let books = Books::open(state.clone(), now_s())?;
-                list(&Keys::open(state)?, &books.taken())
+                list(&Owner::keys(state, etcd)?, &books.taken())
             }
         };
         if self.place.json {
@@ -215,7 +227,7 @@ impl Revoke {
             Owner::Running(serving) => {
                 _ = ask(&serving, Method::POST, &format!("keys/{}/revoke", self.name), Some(&json!({})))?;
             }
-            Owner::State(state) => Keys::open(state)?.revoke(&self.name)?,
+            Owner::State(state, etcd) => Owner::keys(state, etcd)?.revoke(&self.name)?,
         }
         if self.place.json {
             writeln!(stdout(), "{}", json!({ "name": self.name, "state": "revoked" }))?;

@@ -13,6 +13,7 @@ use crate::gateway::{Accounts, AdminConfig, Gateway, GatewayConfig, SharedFile};
 use crate::keys::Keys;
 use crate::lan::{self, Announcement};
 use crate::policy::{Source, keep_time};
+use crate::replicas::{Followed, Presence, Replicas};
 use crate::state::State;
 use crate::telemetry::{Scrape, gather};
 use std::io::{IsTerminal, Write, stderr, stdout};
@@ -40,6 +41,8 @@ Examples:
                                          only browser tabs compute (/join)
   WEIR_API_KEY=secret weir serve --http 0.0.0.0:8484
   weir serve --policy spill-when-busy
+  weir serve --listen 0.0.0.0:8484 --no-node --etcd http://etcd:2379
+                                         one of several schedulers: same nodes, keys and budgets
   weir serve --model null                made-up tokens, for load tests")]
 pub(super) struct Serve {
     /// Listen here; port 0 takes any free one [default: 127.0.0.1:8484]
@@ -74,6 +77,13 @@ pub(super) struct Serve {
     /// Where the cluster's key and members are kept
     #[arg(long, value_name = "DIR")]
     state: Option<PathBuf>,
+    /// Share the cluster with other schedulers by this etcd: http://HOST:2379, several with commas. It has the cluster's
+    /// secret key then
+    #[arg(long, value_name = "URL,...")]
+    etcd: Option<String>,
+    /// What the keys in etcd begin with [default: /weir/]
+    #[arg(long, value_name = "PREFIX")]
+    etcd_prefix: Option<String>,
     /// Clients must send this key; better set WEIR_API_KEY, which others on this machine don't see
     #[arg(long, value_name = "KEY")]
     key: Option<String>,
@@ -108,7 +118,7 @@ impl Serve {
         super::runtime()?.block_on(async {
             let device = device_options(config);
             let telemetry = config.telemetry("weir", &host_name())?;
-            let books = accounts.as_ref().map(|(_, accounts)| accounts.books.clone());
+            let books = accounts.as_ref().map(|kept| kept.accounts.books.clone());
             let driver = DriverConfig {
                 models,
                 device,
@@ -126,24 +136,26 @@ impl Serve {
                 }
             };
             keep_time(driver.clone()).await;
-            if let Some((_, Accounts { keys, .. })) = &accounts {
+            if let Some(Kept { accounts: Accounts { keys, .. }, .. }) = &accounts {
                 driver.set_keys(keys).await;
             }
             if let Some(policy) = policy {
                 policy.follow(driver.clone()).await?;
             }
             let house = match (self.listen, &accounts) {
-                (Some(at), Some((state, accounts))) => Some(self.open_house(state, accounts, &driver, at)?),
+                (Some(at), Some(kept)) => Some(self.open_house(kept, &driver, at)?),
                 _ => None,
             };
             gateway.admin = house.as_ref().map(|house| house.admin.clone());
-            gateway.accounts = accounts.as_ref().map(|(_, accounts)| accounts.clone());
+            gateway.accounts = accounts.as_ref().map(|kept| kept.accounts.clone());
             let telling = self.tell(config, &driver).await?;
             let gateway = Gateway::bind(driver.clone(), gateway).await?;
             let announced = match &accounts {
-                Some((_, accounts)) => Some(self.announce(config, &gateway, &accounts.token)?),
+                Some(kept) => Some(self.announce(config, &gateway, &kept.accounts.token)?),
                 None => None,
             };
+            let presence = accounts.as_ref().map(|kept| kept.follow(&driver, house.as_ref(), &gateway));
+            let presence = presence.transpose()?.flatten();
             let names: Vec<String> = driver.models().iter().map(|m| m.name.clone()).collect();
             writeln!(
                 stdout(),
@@ -165,11 +177,13 @@ impl Serve {
                 })
                 .await;
             drop(announced);
+            // Others hear that we go.
+            _ = tokio::task::spawn_blocking(move || drop(presence)).await;
             driver.shutdown().await;
-            if let Some((_, Accounts { books, .. })) = &accounts {
+            if let Some(Kept { accounts: Accounts { books, .. }, .. }) = &accounts {
                 let books = books.clone();
                 // It is written, or the runtime is going down.
-                _ = tokio::task::spawn_blocking(move || books.flush()).await;
+                _ = tokio::task::spawn_blocking(move || books.close()).await;
             }
             telling.end().await;
             if let Some(house) = house {
@@ -193,20 +207,29 @@ impl Serve {
 
     /// The state, with keys and what they have spent. Where nodes can join it must be ours; else it may be another's that
     /// runs on this machine, too, and we do without.
-    fn accounts(&self, config: &Config) -> anyhow::Result<Option<(State, Accounts)>> {
+    fn accounts(&self, config: &Config) -> anyhow::Result<Option<Kept>> {
+        let etcd = config.etcd(self.etcd.as_deref(), self.etcd_prefix.as_deref())?;
+        let is_shared = etcd.is_some();
         let open = || {
             let folder = serving::folder(config, self.state.as_deref())?;
             let state = State::open(&folder)?;
             let unix_s = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs() as i64);
-            let keys = Arc::new(Keys::open(state.clone())?);
-            let books = Arc::new(Books::open(state.clone(), unix_s)?);
+            let replicas = etcd.as_ref().map(|etcd| Replicas::open(etcd, &state)).transpose()?;
+            let (keys, books) = match &replicas {
+                None => (Keys::open(state.clone())?, Books::open(state.clone(), unix_s)?),
+                Some(replicas) => (
+                    Keys::open_shared(state.clone(), replicas.etcd().clone())?,
+                    Books::open_shared(state.clone(), replicas.sharing(), unix_s)?,
+                ),
+            };
+            let (keys, books) = (Arc::new(keys), Arc::new(books));
             // As long as two of them: 256 bits.
             let token = format!("{}{}", JoinToken::generate()?, JoinToken::generate()?);
-            anyhow::Ok((state, Accounts { keys, books, token }))
+            anyhow::Ok(Kept { state, replicas, accounts: Accounts { keys, books, token } })
         };
         match open() {
             Ok(accounts) => Ok(Some(accounts)),
-            Err(error) if self.listen.is_some() || self.state.is_some() => Err(error),
+            Err(error) if is_shared || self.listen.is_some() || self.state.is_some() => Err(error),
             Err(error) => {
                 tracing::warn!("API keys and what is spent are not kept here: {error:#}");
                 Ok(None)
@@ -220,11 +243,7 @@ impl Serve {
         Serving::new(gateway.address(), gateway.key(), token.to_owned()).announce(&folder)
     }
 
-    fn gateway(
-        &self,
-        config: &Config,
-        accounts: Option<&(State, Accounts)>,
-    ) -> anyhow::Result<GatewayConfig> {
+    fn gateway(&self, config: &Config, accounts: Option<&Kept>) -> anyhow::Result<GatewayConfig> {
         let http = self.http.unwrap_or(config.http);
         let folder = || serving::folder(config, self.state.as_deref());
         let mut allowed_hosts = config.allowed_hosts.clone();
@@ -232,7 +251,7 @@ impl Serve {
             allowed_hosts.extend(own_names());
         }
         let api_key = self.key.clone().or_else(|| config.api_key.clone());
-        let has_key = api_key.is_some() || accounts.is_some_and(|(_, accounts)| !accounts.keys.is_empty());
+        let has_key = api_key.is_some() || accounts.is_some_and(|kept| !kept.accounts.keys.is_empty());
         Ok(GatewayConfig {
             // Without a key it will not run: that is said first.
             tls: has_key
@@ -249,14 +268,12 @@ impl Serve {
     }
 
     /// Opens the port for nodes.
-    fn open_house(
-        &self,
-        state: &State,
-        accounts: &Accounts,
-        driver: &Driver,
-        at: SocketAddr,
-    ) -> anyhow::Result<House> {
-        let cluster = Arc::new(Cluster::within(state.clone())?);
+    fn open_house(&self, kept: &Kept, driver: &Driver, at: SocketAddr) -> anyhow::Result<House> {
+        let etcd = kept.replicas.as_ref().map(|replicas| replicas.etcd().clone());
+        let cluster = Arc::new(Cluster::within(kept.state.clone(), etcd)?);
+        if let Some(replicas) = &kept.replicas {
+            cluster.set_schedulers(replicas.alone());
+        }
         let port = driver.listen(at, cluster.clone())?;
         let addresses = match self.advertise.as_slice() {
             [] => {
@@ -265,10 +282,39 @@ impl Serve {
             }
             told => told.to_vec(),
         };
-        let token = accounts.token.clone();
+        let token = kept.accounts.token.clone();
         let web = port.web_certificate();
         let lan = (!self.no_lan && !at.ip().is_loopback()).then(|| announce(&port, &cluster)).flatten();
         Ok(House { port, admin: AdminConfig { cluster, addresses, web, token }, _lan: lan })
+    }
+}
+
+/// What is kept, and with whom.
+struct Kept {
+    state: State,
+    /// Other schedulers may share it.
+    replicas: Option<Replicas>,
+    accounts: Accounts,
+}
+
+impl Kept {
+    /// Keeps in step with other schedulers, if there may be any.
+    fn follow(
+        &self,
+        driver: &Driver,
+        house: Option<&House>,
+        gateway: &Gateway,
+    ) -> anyhow::Result<Option<Presence>> {
+        let Some(replicas) = self.replicas.clone() else { return Ok(None) };
+        let scheme = if gateway.key().is_some() { "https" } else { "http" };
+        let followed = Followed {
+            cluster: house.map(|house| house.admin.cluster.clone()),
+            keys: self.accounts.keys.clone(),
+            driver: driver.clone(),
+            addresses: house.map(|house| house.admin.addresses.clone()).unwrap_or_default(),
+            http: format!("{scheme}://{}", gateway.address()),
+        };
+        Ok(Some(replicas.follow(followed)?))
     }
 }
 

@@ -68,7 +68,7 @@ impl Usage {
                 let mut answer = ask(&serving, Method::POST, "usage", Some(&wanted))?;
                 serde_json::from_value(answer["usage"].take()).context("what answers is no scheduler")?
             }
-            Owner::State(state) => {
+            Owner::State(state, _) => {
                 let sums = Books::open(state, now_s())?.usage(since_ms(since_s), by)?;
                 sums.iter().map(sum).collect()
             }

@@ -2,7 +2,7 @@
 use super::conductor::Command;
 use super::shelf::Shelf;
 use super::{ServedModel, Source, start};
-use crate::cluster::{Cluster, Member};
+use crate::cluster::{Cluster, Member, Schedulers};
 use crate::once::Once;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -12,7 +12,8 @@ use tokio::time::timeout;
 use weir_node::{ModelText, TEXT_MAX};
 use weir_scheduler::{FromNode, Held, NodeId, Profile};
 use weir_transport::{
-    Fetch, Frame, Hello, Link, LinkError, Message, Place, Refusal, RefusalCode, Stream, VERSION, Welcome,
+    Fetch, Frame, Hello, Link, LinkError, Message, Order, Place, Refusal, RefusalCode, Stream, VERSION,
+    Welcome,
 };
 
 /// How long a node may take to say what it is.
@@ -126,7 +127,13 @@ impl Attendant {
         let heartbeat_ms = HEARTBEAT.as_millis() as u32;
         let refused = admitted.as_ref().err().cloned();
         // Sent whatever it speaks, so that it can tell its user.
-        let welcome = Welcome { version: VERSION, node: self.node.0, heartbeat_ms, refused };
+        let schedulers = match (&self.cluster, &refused) {
+            (Some(cluster), None) => cluster.schedulers().borrow().clone(),
+            _ => Schedulers::default(),
+        };
+        let Schedulers { own: replica, all: replicas } = schedulers;
+        let welcome =
+            Welcome { version: VERSION, node: self.node.0, heartbeat_ms, refused, replica, replicas };
         control.send.send(Frame::welcome(&welcome)).await.map_err(text)?;
         match admitted {
             Ok(member) => Ok((member, control)),
@@ -164,8 +171,21 @@ impl Attendant {
         let (orders, mut given) = mpsc::channel(ORDERS_MAX);
         let mut joining = Some((member.clone(), orders));
         let mut round_trip = Duration::ZERO;
+        let mut schedulers = self.cluster.as_ref().map(|cluster| cluster.schedulers());
         loop {
+            let others = async {
+                match &mut schedulers {
+                    Some(schedulers) => schedulers.changed().await.is_ok(),
+                    None => std::future::pending().await,
+                }
+            };
             let frame = tokio::select! {
+                true = others => {
+                    let all = schedulers.as_mut().map(|all| all.borrow_and_update().all.clone());
+                    let order = Order::Replicas { replicas: all.unwrap_or_default() };
+                    control.send.send(Frame::order(&order)).await.map_err(text)?;
+                    continue;
+                }
                 frame = control.receive.next() => match frame.map_err(text)? {
                     Some(frame) => frame,
                     None => return Ok(()),

@@ -32,7 +32,7 @@ pub(super) struct Receipt(oneshot::Receiver<Result<(), Refused>>);
 impl Receipt {
     /// That the reservation is on disk, or why it isn't.
     pub async fn wait(self) -> Result<(), Refused> {
-        self.0.await.unwrap_or_else(|_| Err("nobody keeps the books any more".into()))
+        self.0.await.unwrap_or_else(|_| Err(Refused::Unwritten("nobody keeps the books any more".into())))
     }
 }
 

@@ -17,8 +17,8 @@ use tokio::task::AbortHandle;
 use tokio::time::{Sleep, sleep_until};
 use tracing::Instrument;
 use weir_scheduler::{
-    Allowance, Clock, Event, Failure, FailureKind, FromNode, Generate, Input, KeyId, Load, ModelId, NodeId,
-    Output, Policy, Profile, RequestId, Scheduler, Time, ToNode, Wanted,
+    Account, Allowance, Clock, Event, Failure, FailureKind, FromNode, Generate, Input, KeyId, Load, ModelId,
+    NodeId, Output, Policy, Profile, RequestId, Scheduler, Time, ToNode, Wanted,
 };
 use weir_transport::{Link, Order, PublicKey};
 use weir_upstream::{Upstream, Whose};
@@ -72,6 +72,8 @@ pub(super) enum Command {
     Keys(BTreeMap<KeyId, Arc<str>>),
     /// What may be spent.
     Allow(Vec<Allowance>),
+    /// What others have taken of accounts in windows.
+    Booked(Vec<(Account, i64, u64)>),
     /// Who is connected.
     Survey(oneshot::Sender<Vec<NodeInfo>>),
     /// The same, and how much there is of everything.
@@ -359,6 +361,11 @@ impl Conductor {
                 self.handle(Input::Keys(names));
             }
             Command::Allow(allowances) => self.handle(Input::Allow(allowances)),
+            Command::Booked(news) => {
+                for (account, window, taken) in news {
+                    self.handle(Input::Booked { account, window, taken });
+                }
+            }
             // Whoever asked may have stopped waiting.
             Command::Survey(reply) => _ = reply.send(self.survey()),
             Command::Measure(reply) => _ = reply.send((self.survey(), self.scheduler.load())),

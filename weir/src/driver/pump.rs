@@ -3,6 +3,7 @@ use super::ServedModel;
 use super::bill::Receipt;
 use super::conductor::Command;
 use super::conversation::Talk;
+use crate::books::Refused;
 use std::sync::Arc;
 use tokio::sync::mpsc;
 use tokio::sync::mpsc::OwnedPermit;
@@ -54,10 +55,17 @@ impl Pump {
     /// Whether it may be sent: what it may cost is on disk, if it has to be.
     pub async fn is_paid(&self, receipt: Option<Receipt>) -> bool {
         let Some(receipt) = receipt else { return true };
-        let Err(message) = receipt.wait().await else { return true };
-        let failure = Failure {
-            kind: FailureKind::Budget { after_s: 5 },
-            message: format!("it can't be booked: {message}"),
+        let Err(refused) = receipt.wait().await else { return true };
+        let failure = match refused {
+            Refused::Taken => {
+                Failure { kind: FailureKind::Budget { after_s: 2 }, message: refused.to_string() }
+            }
+            Refused::Unwritten(why) => Failure {
+                kind: FailureKind::Unbooked,
+                message: format!(
+                    "what it may cost can't be booked now: {why}; try again, or another scheduler"
+                ),
+            },
         };
         self.tell_end(Event::Failed(failure)).await;
         false

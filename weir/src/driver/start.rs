@@ -5,13 +5,14 @@ use super::{Driver, Inner, ServedModel, Source};
 use crate::books::Books;
 use crate::telemetry::{Telemetry, Watcher};
 use serde::{Deserialize, Serialize};
+use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
 use std::path::PathBuf;
 use std::str::FromStr;
-use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, Weak};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::time::timeout;
 use weir_backends::cpu::{Cpu, CpuOptions};
 use weir_backends::engine::Speculation;
@@ -19,7 +20,7 @@ use weir_backends::null::Null;
 use weir_backends::program::{Device, DeviceError};
 use weir_backends::wgpu::Wgpu;
 use weir_node::{Credentials, LoadError, LoadOptions, Loaded, Machine, Resident, Stock, Worker};
-use weir_scheduler::{Fastest, KvType, Limits, ModelId, Scheduler};
+use weir_scheduler::{Account, Fastest, KvType, Limits, ModelId, Scheduler};
 use weir_transport::Link;
 
 /// Commands on their way to the conductor, at most.
@@ -375,11 +376,35 @@ pub(super) fn since_1970() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs())
 }
 
+/// Tells the scheduler what other schedulers take of accounts that are shared.
+async fn hear_of_others(
+    books: Weak<Books>,
+    mut changed: watch::Receiver<()>,
+    commands: mpsc::WeakSender<Command>,
+) {
+    let mut told: HashMap<(Account, i64), u64> = HashMap::new();
+    while changed.changed().await.is_ok() {
+        let (Some(books), Some(commands)) = (books.upgrade(), commands.upgrade()) else { return };
+        let now: HashMap<(Account, i64), u64> =
+            books.taken().into_iter().map(|slice| ((slice.account, slice.window), slice.elsewhere)).collect();
+        let fresh = now.iter().filter(|(at, elsewhere)| told.get(at) != Some(*elsewhere));
+        let news =
+            fresh.map(|((account, window), elsewhere)| (account.clone(), *window, *elsewhere)).collect();
+        told = now;
+        if commands.send(Command::Booked(news)).await.is_err() {
+            return;
+        }
+    }
+}
+
 fn bring_up(shelf: Shelf, local: Worker, books: Option<Arc<Books>>, telemetry: Telemetry) -> Driver {
     let (commands, inbox) = mpsc::channel::<Command>(COMMANDS_MAX);
     let (cancels, cancelled) = mpsc::unbounded_channel();
     let scheduler = Scheduler::new(Limits::default(), Box::new(Fastest), seed());
     let shelf = Arc::new(shelf);
+    if let Some(books) = &books {
+        tokio::spawn(hear_of_others(Arc::downgrade(books), books.changed(), commands.downgrade()));
+    }
     let told = (books, telemetry.clone());
     let nodes = conductor::spawn(scheduler, shelf.clone(), inbox, cancelled, commands.downgrade(), told);
     let inner = Inner {

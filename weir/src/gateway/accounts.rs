@@ -5,7 +5,7 @@ use super::body::{self, Body};
 use super::error::ApiError;
 use crate::books::{Books, By, Slice, Sum};
 use crate::keys::{Key, KeyError, Keys, NewKey};
-use crate::state::StateError;
+use crate::state::{KeptError, StateError};
 use hyper::header::{AUTHORIZATION, HeaderMap};
 use hyper::{Method, Request, Response, StatusCode};
 use serde::Deserialize;
@@ -162,10 +162,21 @@ impl From<StateError> for ApiError {
     }
 }
 
+impl From<KeptError> for ApiError {
+    fn from(error: KeptError) -> ApiError {
+        match error {
+            KeptError::State(error) => error.into(),
+            KeptError::Etcd(error) => {
+                ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "shared_state_unavailable", error.to_string())
+            }
+        }
+    }
+}
+
 impl From<KeyError> for ApiError {
     fn from(error: KeyError) -> ApiError {
         let (status, code) = match error {
-            KeyError::State(error) => return error.into(),
+            KeyError::Kept(error) => return error.into(),
             KeyError::Name(_) => (StatusCode::BAD_REQUEST, "invalid_name"),
             KeyError::Twice(_) => (StatusCode::CONFLICT, "key_exists"),
             KeyError::Unknown(_) => (StatusCode::NOT_FOUND, "key_not_found"),

@@ -17,7 +17,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 use tokio::sync::mpsc;
 use weir_scheduler::Trust;
-use weir_transport::{JoinLink, PublicKey, WEB_PATH, WebCertificate};
+use weir_transport::{ADDRESSES_MAX, JoinLink, PublicKey, Replica, WEB_PATH, WebCertificate};
 
 /// Digits of a node's key that name it in lists.
 const ID_DIGITS: usize = 10;
@@ -55,6 +55,17 @@ impl From<AdminConfig> for Admin {
 }
 
 impl Admin {
+    /// Where nodes reach a scheduler of the cluster: this one, and one address of each other.
+    fn addresses(&self) -> Vec<String> {
+        let schedulers = self.cluster.schedulers();
+        let schedulers = schedulers.borrow();
+        let others = schedulers.all.iter().filter(|other| Some(&other.id) != schedulers.own.as_ref());
+        let mut all = self.addresses.clone();
+        let room = ADDRESSES_MAX.saturating_sub(all.len());
+        all.extend(others.filter_map(|other| other.addresses.first().cloned()).take(room));
+        all
+    }
+
     /// Whether these headers carry the admin token.
     pub(super) fn knows(&self, headers: &HeaderMap) -> bool {
         bearer(headers).is_some_and(|token| blake3::hash(token) == self.token)
@@ -115,7 +126,11 @@ pub(super) async fn respond(
         (Route::Accounts(route), _) => return accounts::respond(shared, route, request).await,
         (Route::Nodes, &Method::GET | &Method::HEAD) => {
             let nodes = nodes(shared.admin.as_ref(), &shared.driver).await;
-            return Ok(answer(&json!({ "nodes": nodes })));
+            let mut told = json!({ "nodes": nodes });
+            if let Some(schedulers) = shared.admin.as_ref().and_then(schedulers) {
+                told["schedulers"] = schedulers;
+            }
+            return Ok(answer(&told));
         }
         (Route::Events, &Method::GET) => return Ok(events(shared).await),
         (Route::WebTransport, &Method::GET) => {
@@ -179,7 +194,7 @@ async fn link(admin: &Admin, wanted: NewLink) -> Result<Response<Body>, ApiError
     let invitation = Invitation { uses: wanted.uses, valid, guest: wanted.guest };
     let cluster = admin.cluster.clone();
     let token = on_disk(move || cluster.invite(invitation, SystemTime::now())).await?;
-    let link = JoinLink { addresses: admin.addresses.clone(), cluster: admin.cluster.fingerprint(), token };
+    let link = JoinLink { addresses: admin.addresses(), cluster: admin.cluster.fingerprint(), token };
     Ok(answer(&json!({ "link": link.to_string() })))
 }
 
@@ -239,9 +254,8 @@ impl From<ClusterError> for ApiError {
     fn from(error: ClusterError) -> ApiError {
         let (status, code) = match error {
             ClusterError::Node(_) => (StatusCode::NOT_FOUND, "node_not_found"),
-            ClusterError::State(_) | ClusterError::Identity(_) => {
-                (StatusCode::INTERNAL_SERVER_ERROR, "state_error")
-            }
+            ClusterError::Kept(error) => return error.into(),
+            ClusterError::Identity(_) => (StatusCode::INTERNAL_SERVER_ERROR, "state_error"),
         };
         ApiError::new(status, code, error.to_string())
     }
@@ -249,6 +263,15 @@ impl From<ClusterError> for ApiError {
 
 fn short(key: &PublicKey) -> String {
     key.to_string()[..ID_DIGITS].to_owned()
+}
+
+/// Who shares the cluster, if anybody does.
+fn schedulers(admin: &Admin) -> Option<Value> {
+    let schedulers = admin.cluster.schedulers();
+    let schedulers = schedulers.borrow();
+    let own = schedulers.own.as_ref()?;
+    let told = |one: &Replica| json!({ "id": one.id, "addresses": one.addresses, "own": one.id == *own });
+    Some(schedulers.all.iter().map(told).collect())
 }
 
 /// All nodes: those that are connected, and those that have joined and are away.

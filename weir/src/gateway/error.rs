@@ -218,10 +218,12 @@ impl From<Failure> for ApiError {
             FailureKind::Internal => (StatusCode::INTERNAL_SERVER_ERROR, "internal_error"),
             FailureKind::Budget { .. } => (StatusCode::TOO_MANY_REQUESTS, "insufficient_quota"),
             FailureKind::Rate { .. } => (StatusCode::TOO_MANY_REQUESTS, "rate_limit_exceeded"),
+            FailureKind::Unbooked => (StatusCode::SERVICE_UNAVAILABLE, "accounts_unavailable"),
             FailureKind::Upstream => (StatusCode::BAD_GATEWAY, "upstream_error"),
         };
         let after_s = match failure.kind {
             FailureKind::Budget { after_s } | FailureKind::Rate { after_s } => Some(after_s),
+            FailureKind::Unbooked => Some(2),
             _ => None,
         };
         ApiError { after_s, ..ApiError::new(status, code, failure.message) }
