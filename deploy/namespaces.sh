@@ -1,10 +1,10 @@
 #!/bin/sh
-# What the chart and the compose file do, on one machine without containers: a scheduler, three nodes and a client, each in
-# a network namespace of its own, on one bridge. As root:
+# What the chart and the compose file do, on one machine without containers: two schedulers that share a cluster by an etcd,
+# three nodes and a client, each in a network namespace of its own, on one bridge. As root:
 #
 #     deploy/namespaces.sh [WEIR]        the program; target/release/weir where none is named
 #
-# It leaves nothing behind. Each scheduler has its own state, so there is one replica.
+# It leaves nothing behind. Where there is no etcd (apt-get install etcd-server), there is one scheduler, and that is said.
 set -eu
 
 weir=$(realpath "${1:-target/release/weir}")
@@ -13,12 +13,13 @@ weir=$(realpath "${1:-target/release/weir}")
 folder=$(mktemp -d)
 bridge=weir$$
 pids=""
+names="s a b c client t e"
 
 leave() {
     code=$?
     for pid in $pids; do kill "$pid" 2>/dev/null || true; done
     wait 2>/dev/null || true
-    for name in s a b c client; do ip netns delete "$bridge-$name" 2>/dev/null || true; done
+    for name in $names; do ip netns delete "$bridge-$name" 2>/dev/null || true; done
     ip link delete "$bridge" 2>/dev/null || true
     [ "$code" = 0 ] || tail -n 20 "$folder"/*.log >&2
     rm -rf "$folder"
@@ -57,7 +58,7 @@ ip link add "$bridge" type bridge
 ip addr add 10.99.7.254/24 dev "$bridge"
 ip link set "$bridge" up
 at=1
-for name in s a b c client; do
+for name in $names; do
     ip netns add "$bridge-$name"
     ip link add "v$at$bridge" type veth peer name eth0 netns "$bridge-$name"
     ip link set "v$at$bridge" master "$bridge" up
@@ -68,25 +69,43 @@ for name in s a b c client; do
 done
 
 key=$(od -An -N16 -tx1 /dev/urandom | tr -d ' \n')
-start s env WEIR_API_KEY="$key" "$weir" --log-format json serve --no-node --no-lan \
-    --http 10.99.7.1:8484 --insecure-http --listen 10.99.7.1:8484 --metrics 10.99.7.1:9464 --state "$folder/state"
+schedulers=10.99.7.1
+etcd=""
+if command -v etcd >/dev/null; then
+    etcd=http://10.99.7.7:2379
+    schedulers="10.99.7.1 10.99.7.6"
+    start e etcd --name e --log-level error --data-dir "$folder/etcd" --listen-client-urls "$etcd" \
+        --advertise-client-urls "$etcd" --listen-peer-urls http://127.0.0.1:2380 \
+        --initial-advertise-peer-urls http://127.0.0.1:2380 --initial-cluster e=http://127.0.0.1:2380
+    etcd_is_up() { within client curl -sf "$etcd/health" | grep -q true; }
+    until_true "etcd is healthy" etcd_is_up
+else
+    echo "SKIPPED: no etcd (apt-get install etcd-server): one scheduler instead of two" >&2
+fi
+scheduler() {
+    start "$1" env WEIR_API_KEY="$key" WEIR_ETCD="$etcd" "$weir" --log-format json serve --no-node --no-lan \
+        --http "$2:8484" --insecure-http --listen "$2:8484" --metrics "$2:9464" --state "$folder/state-$1"
+}
+scheduler s 10.99.7.1
+[ -z "$etcd" ] || scheduler t 10.99.7.6
 metrics() { within client curl -sf "http://$1:9464/metrics"; }
-scheduler_is_up() { metrics 10.99.7.1 >/dev/null; }
-until_true "the scheduler tells /metrics" scheduler_is_up
+schedulers_are_up() { for at in $schedulers; do metrics "$at" >/dev/null || return 1; done; }
+until_true "$(echo "$schedulers" | wc -w) scheduler(s) tell /metrics" schedulers_are_up
 
-link=$(within s env XDG_CONFIG_HOME="$folder" "$weir" link --state "$folder/state" --uses 3)
+link=$(within s env XDG_CONFIG_HOME="$folder" "$weir" link --state "$folder/state-s" --uses 3)
 at=2
 for name in a b c; do
     start "$name" "$weir" --log-format json join "$link" --name "$name" --model null:step_us=10000,vocab=1000 \
         --metrics "10.99.7.$at:9464" --state "$folder/node-$name"
     at=$((at + 1))
 done
-three_nodes() { metrics 10.99.7.1 | grep -q '^weir_nodes 3$'; }
-until_true "three nodes are connected" three_nodes
+three_nodes() { for at in $schedulers; do metrics "$at" | grep -q '^weir_nodes 3$' || return 1; done; }
+until_true "three nodes are connected to each" three_nodes
 
+serving=10.99.7.1
 ask() {
     within client curl -sf -m 60 -H "authorization: Bearer $key" -H 'content-type: application/json' \
-        -d "{\"model\":\"null\",\"prompt\":\"x\",\"max_tokens\":$1}" http://10.99.7.1:8484/v1/completions
+        -d "{\"model\":\"null\",\"prompt\":\"x\",\"max_tokens\":$1}" "http://$serving:8484/v1/completions"
 }
 answered() { ask 5 | grep -q '"completion_tokens":5[,}]'; }
 check "the client is answered" answered
@@ -105,4 +124,16 @@ wait "$long"
 check "node $node was killed, another went on" grep -q '"completion_tokens":300[,}]' "$folder/long"
 failed_over() { metrics 10.99.7.1 | grep -q "^weir_failovers_total{node=\"$node\""; }
 until_true "the metrics say so" failed_over
+if [ -n "$etcd" ]; then
+    weir_s() { within s env XDG_CONFIG_HOME="$folder" "$weir" "$@" --state "$folder/state-s"; }
+    owner=$key
+    key=$(weir_s key add client --budget 100000tokens/day 2>/dev/null)
+    serving=10.99.7.6
+    until_true "a key made at the first scheduler opens the second" answered
+    kill -KILL "$pid_s"
+    check "the first scheduler was killed, the second answers" answered
+    key=$owner
+    two_nodes() { metrics 10.99.7.6 | grep -q '^weir_nodes 2$'; }
+    check "and has the nodes that are left" two_nodes
+fi
 echo "all is well"

@@ -12,7 +12,8 @@ const CHECKERS: [&str; 3] = ["kubernetes-validate==1.37.0", "pyyaml==6.0.3", "co
 /// Values of the chart that are rendered: what it is without any, and with all that it can be.
 const VALUES: [&str; 2] = [
     "",
-    "nodes.joinSecret=weir-join,nodes.elastic.enabled=true,scheduler.replicas=2,telemetry.otlpEndpoint=http://c:4318,\
+    "nodes.joinSecret=weir-join,nodes.elastic.enabled=true,scheduler.replicas=2,etcd.endpoints={http://a:2379,\
+     http://b:2379},etcd.userSecret=etcd-user,etcd.caSecret=etcd-ca,telemetry.otlpEndpoint=http://c:4318,\
      telemetry.serviceMonitor=true,nodes.daemonSet.cuda=true,nodes.daemonSet.resources.limits.memory=8Gi,nodes.daemonSet.models={a,b}",
 ];
 /// By `systemd-analyze security`: 0 is nothing left open, 10 is everything.

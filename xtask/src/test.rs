@@ -67,13 +67,15 @@ fn step(name: &str, work: impl FnOnce() -> Result<()>) -> Result<()> {
 
 /// The tools that the gates need: a program that shows that one is there, and how to get it.
 fn tools() -> Result<()> {
-    let needed: [(&str, &[&str], &str); 6] = [
+    let needed: [(&str, &[&str], &str); 7] = [
         ("rustfmt", &["--version"], "rustup component add rustfmt"),
         ("cargo-clippy", &["--version"], "rustup component add clippy"),
         ("python3", &["-c", "import venv, ensurepip, pip"], "python3 python3-pip python3-venv"),
         ("node", &["--version"], "nodejs"),
         ("npm", &["--version"], "npm"),
         ("c++", &["--version"], "g++"),
+        // Two schedulers share a cluster by it.
+        ("etcd", &["--version"], "etcd-server"),
     ];
     let mut missing: Vec<_> = needed
         .iter()
