@@ -46,10 +46,11 @@ DEV u16 float_to_bf16(float f) { u16 h; asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(h) 
 // exp, 0 for -inf; the same instructions wherever it is used.
 DEV float exp_(float x) { float y; asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(__fmul_rn(x, 1.4426950408889634f))); return y; }
 
-// Weights are read once: around the first-level cache.
-DEV uint4 stream4(const uint4 *p) { uint4 v; asm volatile("ld.global.nc.L1::no_allocate.L2::128B.v4.u32 {%0,%1,%2,%3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(p)); return v; }
-DEV uint2 stream2(const uint2 *p) { uint2 v; asm volatile("ld.global.nc.L1::no_allocate.v2.u32 {%0,%1}, [%2];" : "=r"(v.x), "=r"(v.y) : "l"(p)); return v; }
-DEV u32 stream1(const u32 *p) { u32 v; asm volatile("ld.global.nc.L1::no_allocate.u32 %0, [%1];" : "=r"(v) : "l"(p)); return v; }
+// Weights are read once: around the first-level cache. Not as constants (`.nc`): the assembler moves a wait for the kernel ahead
+// before loads of those, which were to be on their way by then.
+DEV uint4 stream4(const uint4 *p) { uint4 v; asm volatile("ld.global.L1::no_allocate.L2::128B.v4.u32 {%0,%1,%2,%3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(p)); return v; }
+DEV uint2 stream2(const uint2 *p) { uint2 v; asm volatile("ld.global.L1::no_allocate.v2.u32 {%0,%1}, [%2];" : "=r"(v.x), "=r"(v.y) : "l"(p)); return v; }
+DEV u32 stream1(const u32 *p) { u32 v; asm volatile("ld.global.L1::no_allocate.u32 %0, [%1];" : "=r"(v) : "l"(p)); return v; }
 
 // 16 x 8 outputs, 32 (or 16) deep, of signed bytes, each added to `start`.
 DEV void mma_s8(int c[4], const u32 a[4], u32 b0, u32 b1, int start) {
