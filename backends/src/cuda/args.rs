@@ -117,6 +117,8 @@ pub struct EnterArgs {
     pub angles: u64,
     pub frequencies: u64,
     pub magnitudes: u64,
+    pub gain: u64,
+    pub next: Acts,
     pub trace: u64,
 }
 

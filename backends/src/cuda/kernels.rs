@@ -31,6 +31,9 @@ pub struct Kernels {
     pub attends: Vec<Attend>,
     pub settles: Vec<Kernel>,
     pub enter: Kernel,
+    /// The embedding and the first step in one.
+    pub enter_settled: Option<Kernel>,
+    pub greedy: Kernel,
     pub most: Kernel,
     pub cut: Kernel,
     pub pick: Kernel,
@@ -133,7 +136,13 @@ fn rows_source(low: &Lowered) -> String {
         kernel(&mut s, (256, 1), &format!("settle{i}"), "SettleArgs", body);
     }
     kernel(&mut s, (256, 1), "enter_", "EnterArgs", &low.enter_body);
-    kernel(&mut s, (256, 1), "most", "SampleArgs", &format!("sample_most<{}>(p);", low.vocab));
+    if let Some(body) = &low.enter_settled {
+        kernel(&mut s, (256, 1), "enter_settled", "EnterArgs", body);
+    }
+    for (name, greedy) in [("most", false), ("greedy", true)] {
+        let body = format!("sample_most<{}, {greedy}>(p);", low.vocab);
+        kernel(&mut s, (256, 1), name, "SampleArgs", &body);
+    }
     kernel(&mut s, (1024, 1), "cut", "SampleArgs", &format!("sample_cut<{}>(p);", low.vocab));
     kernel(&mut s, (256, 1), "pick", "SampleArgs", &format!("sample_pick<{}>(p);", low.vocab));
     s.push_str(
@@ -290,6 +299,11 @@ impl Kernels {
             attends,
             settles: settles.collect::<Result<_, _>>()?,
             enter: rows.kernel("enter_", 256, 0, true)?,
+            enter_settled: match low.enter_settled {
+                Some(_) => Some(rows.kernel("enter_settled", 256, 0, true)?),
+                None => None,
+            },
+            greedy: rows.kernel("greedy", 256, 0, true)?,
             most: rows.kernel("most", 256, 0, true)?,
             cut: rows.kernel("cut", 1024, 0, true)?,
             pick: rows.kernel("pick", 256, 0, true)?,

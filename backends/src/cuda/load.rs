@@ -53,6 +53,8 @@ pub struct SettleStep {
     /// Thread blocks of a row.
     pub blocks: usize,
     pub args: SettleArgs,
+    /// What it makes of rows of output, where blocks of values don't depend on each other.
+    pub plain: Option<u32>,
 }
 
 pub enum Low {
@@ -101,6 +103,8 @@ pub struct Lowered {
     /// Bodies of the kernels that settle.
     pub settles: Vec<String>,
     pub enter_body: String,
+    /// The same, where it prepares the stream for the first step of output too.
+    pub enter_settled: Option<String>,
     pub jobs: Vec<PackJob>,
     /// Small arrays to upload.
     pub vectors: Vec<(u64, Vec<u8>)>,
@@ -196,6 +200,7 @@ pub fn lower(
         attends: Vec::new(),
         settles: Vec::new(),
         enter_body: String::new(),
+        enter_settled: None,
         jobs: Vec::new(),
         vectors: Vec::new(),
         steps: Vec::new(),
@@ -394,8 +399,9 @@ impl Lowering<'_> {
             );
             position_or_push(&mut self.out.settles, body)
         });
-        let blocks = if post.0 == 0 && norm.0 == 1 { hidden.div_ceil(256) } else { 1 };
-        self.out.steps.push(Low::Settle(SettleStep { kernels, blocks, args }));
+        let plain = (post.0 == 0 && norm.0 == 1).then_some(forms[0]);
+        let blocks = if plain.is_some() { hidden.div_ceil(256) } else { 1 };
+        self.out.steps.push(Low::Settle(SettleStep { kernels, blocks, args, plain }));
         *pending = None;
         *prepared = reader;
         Ok(())
@@ -574,8 +580,17 @@ impl Lowering<'_> {
         self.out.enter.last = self.out.last;
         self.out.enter.x = self.x;
         let angles = self.angles;
-        self.out.enter_body =
-            format!("enter<{form}, {pairs}, {}, {angles}>(p, {});", plan.hidden, c(plan.embed.scale));
+        let body = |forms: u32| {
+            let (hidden, scale) = (plan.hidden, c(plan.embed.scale));
+            format!("enter<{form}, {pairs}, {hidden}, {angles}, {forms}>(p, {scale});")
+        };
+        self.out.enter_body = body(0);
+        if let Some(Low::Settle(s)) = self.out.steps.first()
+            && let Some(forms) = s.plain
+        {
+            (self.out.enter.gain, self.out.enter.next) = (s.args.gain, s.args.next);
+            self.out.enter_settled = Some(body(forms));
+        }
         Ok(())
     }
 }

@@ -52,20 +52,25 @@ struct EnterArgs {
     float2 *angles;    // [row][pairs of all ropes]: cosine, sine
     const double *frequencies;
     const float *magnitudes; // one a pair
+    const float *gain;       // of the first norm
+    Acts next;
     u64 *trace;
 };
 
-// The embedding, and the angles of every row.
-template <int F, int PAIRS, int HIDDEN, int ANGLES>
+// The embedding, and the angles of every row. FORMS: of what the first step reads, whose root comes with the product; 0:
+// that is left to `settle`.
+template <int F, int PAIRS, int HIDDEN, int ANGLES, int FORMS>
 DEV void enter(const EnterArgs &p, float scale) {
     // the next kernels may read angles before they wait: they start when all this is done
     wait_previous(p.trace);
     const int row = blockIdx.x;
     int id = p.ids[row];
     if (id == -1) id = p.last[p.slots[row]];
-    if (F >= 0 && id >= 0)
-        for (int k = blockIdx.y * 256 + threadIdx.x; k < HIDDEN; k += 256 * gridDim.y)
-            p.x[(long long)row * HIDDEN + k] = __fmul_rn(weight<(F < 0 ? 0 : F)>(p.table, PAIRS, id, k), scale);
+    for (int k = blockIdx.y * 256 + threadIdx.x; k < HIDDEN; k += 256 * gridDim.y) {
+        float *x = p.x + (long long)row * HIDDEN + k;
+        if (F >= 0 && id >= 0) *x = __fmul_rn(weight<(F < 0 ? 0 : F)>(p.table, PAIRS, id, k), scale);
+        if (FORMS) store_residual<FORMS>(p.next, row, (HIDDEN + 63) / 64, HIDDEN / 32, k / 32, *x, p.gain[k]);
+    }
     for (int i = threadIdx.x; i < ANGLES && blockIdx.y == 0; i += 256) {
         double s, c;
         sincos((double)p.positions[row] * p.frequencies[i], &s, &c);
@@ -217,11 +222,26 @@ DEV void best_of_chunks(const float2 *chunks, float &v, int &id, float *room, in
     best_of_block(v, id, room, ids);
 }
 
-template <int VOCAB> DEV void sample_most(const SampleArgs &p) {
+// A row's id to where it is wanted; the last row says that the step is done.
+DEV void sampled(const SampleArgs &p, int row, const Choice &choice, int id) {
+    p.arrived[row] = 0;
+    p.last[choice.slot] = id;
+    p.out[choice.place] = id;
+    __threadfence_system();
+    if (atomicAdd(p.rows_done, 1) == p.rows - 1) {
+        *p.rows_done = 0;
+        __threadfence_system();
+        *(volatile u32 *)p.flag = *p.step;
+    }
+}
+
+// The largest of each chunk of a row. GREEDY: the largest of all is the choice.
+template <int VOCAB, bool GREEDY> DEV void sample_most(const SampleArgs &p) {
     launch_next();
     wait_previous(p.trace);
     __shared__ float room[8];
     __shared__ int ids[8];
+    __shared__ bool final;
     constexpr int EACH = (VOCAB + CHUNKS - 1) / CHUNKS;
     const int row = blockIdx.y, from = blockIdx.x * EACH, to = min(from + EACH, VOCAB);
     float v = -INF;
@@ -231,7 +251,19 @@ template <int VOCAB> DEV void sample_most(const SampleArgs &p) {
         if (beats(l, i, v, id)) { v = l; id = i; }
     }
     best_of_block(v, id, room, ids);
-    if (threadIdx.x == 0) p.most[row * CHUNKS + blockIdx.x] = make_float2(v, __int_as_float(id));
+    if (threadIdx.x == 0) {
+        p.most[row * CHUNKS + blockIdx.x] = make_float2(v, __int_as_float(id));
+        if (GREEDY) {
+            __threadfence();
+            final = atomicAdd(p.arrived + row, 1) == CHUNKS - 1;
+        }
+    }
+    if (!GREEDY) return;
+    __syncthreads();
+    if (!final) return;
+    __threadfence();
+    best_of_chunks(p.most + row * CHUNKS, v, id, room, ids);
+    if (threadIdx.x == 0) sampled(p, row, p.choices[row], v == -INF ? 0 : id);
 }
 
 DEV u32 philox(u32 c0, u32 c1, u32 k0, u32 k1, int word) {
@@ -379,17 +411,7 @@ template <int VOCAB> DEV void sample_pick(const SampleArgs &p) {
         __threadfence();
         best_of_chunks(p.best + row * CHUNKS, v, id, room, ids);
     } else if (blockIdx.x != 0) return;
-    if (threadIdx.x == 0) {
-        p.arrived[row] = 0;
-        p.last[choice.slot] = id;
-        p.out[choice.place] = id;
-        __threadfence_system();
-        if (atomicAdd(p.rows_done, 1) == p.rows - 1) {
-            *p.rows_done = 0;
-            __threadfence_system();
-            *(volatile u32 *)p.flag = *p.step;
-        }
-    }
+    if (threadIdx.x == 0) sampled(p, row, choice, id);
 }
 
 // The end of a step that sampled nothing on the device.

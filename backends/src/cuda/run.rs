@@ -90,6 +90,8 @@ struct Shape {
     sampled: usize,
     /// Whether some row's tokens are truncated.
     cut: bool,
+    /// Whether every row takes its likeliest token.
+    greedy: bool,
 }
 
 /// Rows that take the same kernels.
@@ -426,6 +428,10 @@ impl CudaProgram {
         }
         let longest = output.iter().map(|i| counts[*i]).max().unwrap_or(0);
         let apart = decoded <= TOGETHER && longest <= ALONE_MAX && partials <= self.low.partials;
+        let specs = || {
+            let wants = batch.segments.iter().map(|s| &s.want);
+            wants.flat_map(|want| if let Want::Sample(specs) = want { &specs[..] } else { &[] })
+        };
         let shape = Shape {
             rows: decoded,
             prompts: rows - decoded,
@@ -433,11 +439,8 @@ impl CudaProgram {
             several: longest > 1,
             tiles: [if apart { 0 } else { tiles[0] - of_prompts }, of_prompts],
             sampled: if on_device { wanted.len() } else { 0 },
-            cut: on_device
-                && batch
-                    .segments
-                    .iter()
-                    .any(|s| matches!(&s.want, Want::Sample(specs) if specs.iter().any(truncated))),
+            cut: on_device && specs().any(truncated),
+            greedy: on_device && specs().all(|s| s.sampling.temperature < GREEDY_BELOW),
         };
         Prepared { shape, layout: l, wanted, first, on_device, words: l.blocks() + tables }
     }
@@ -452,19 +455,16 @@ impl CudaProgram {
             trace: self.trace.next("embed", 0),
             ..self.low.enter
         };
+        // prompts' rows are prepared otherwise
+        let settled = self.kernels.enter_settled.as_ref().filter(|_| shape.prompts == 0);
+        let grid = [shape.rows + shape.prompts, self.low.hidden.div_ceil(256), 1];
         // SAFETY: here and below: arguments are the kernels', and point into the arena and the description.
-        unsafe {
-            self.stream.launch(
-                &self.kernels.enter,
-                [shape.rows + shape.prompts, self.low.hidden.div_ceil(256), 1],
-                &enter,
-            )?
-        };
+        unsafe { self.stream.launch(settled.unwrap_or(&self.kernels.enter), grid, &enter)? };
         let kinds = [
             Rows { first: 0, n: shape.rows, prompt: false },
             Rows { first: shape.rows, n: shape.prompts, prompt: true },
         ];
-        for step in &self.low.steps {
+        for step in &self.low.steps[usize::from(settled.is_some())..] {
             for rows in kinds.into_iter().filter(|r| r.n > 0) {
                 match step {
                     Low::Gemm(s) if rows.prompt => self.prompt(s, rows)?,
@@ -587,6 +587,10 @@ impl CudaProgram {
             };
             // SAFETY: as in `launch`.
             unsafe {
+                if shape.greedy {
+                    self.stream.launch(&self.kernels.greedy, [CHUNKS, n, 1], &args)?;
+                    continue;
+                }
                 self.stream.launch(&self.kernels.most, [CHUNKS, n, 1], &args)?;
                 if shape.cut {
                     let args = SampleArgs { trace: self.trace.next("sample", 0), ..args };
