@@ -12,8 +12,9 @@ use weir_backends::cuda::Cuda;
 use weir_backends::gguf::GgmlType;
 use weir_backends::models;
 use weir_backends::models::random::Random;
+use weir_backends::plan::Heads;
 use weir_backends::program::{Device, Input, KvLayout, Program, SampleSpec, Segment, SegmentOutput, Want};
-use weir_scheduler::{KvType, Sampling};
+use weir_scheduler::{BLOCK_TOKENS, KvType, Sampling};
 
 /// On this processor everything is thousands of times slower.
 const EMULATED: bool = cfg!(feature = "cuda-emulator");
@@ -265,4 +266,45 @@ fn golden_logits() {
             }
         }
     }
+}
+
+/// Ten thousand tokens are the same alone and in company.
+#[test]
+#[ignore = "needs an NVIDIA GPU; would take hours on a processor"]
+fn ten_thousand_tokens_are_the_same_however_they_are_computed() {
+    const EACH: u32 = 1250;
+    let mut random = Random::tiny("llama", 77);
+    random.shape.layers = 12;
+    (random.shape.hidden, random.shape.ff) = (576, 1536);
+    random.shape.heads = Heads { heads: 9, kv_heads: 3, head_dim: 64 };
+    random.matrices = GgmlType::Q4_1;
+    let file = random.file();
+    let plan = models::plan(&file).unwrap();
+    let blocks = EACH.div_ceil(BLOCK_TOKENS as u32) + 1;
+    let layout = KvLayout { blocks: 8 * blocks, kv: KvType::F16, slots: 8, rows: 64 };
+    let texts = |together: bool| {
+        let mut program = gpu().compile(&file, &plan, 0..plan.layers.len(), layout).unwrap();
+        let mut texts: Vec<Vec<u32>> = (0..8).map(|s| vec![s * 31 + 7]).collect();
+        let groups: Vec<Vec<u32>> =
+            if together { vec![(0..8).collect()] } else { (0..8).map(|s| vec![s]).collect() };
+        for group in groups {
+            for start in 0..EACH {
+                let segment = |s: &u32| Segment {
+                    slot: *s,
+                    start,
+                    prompt: false,
+                    input: Input::Ids(vec![texts[*s as usize][start as usize]]),
+                    blocks: (s * blocks..(s + 1) * blocks).collect(),
+                    want: greedy(start + 1),
+                };
+                let outputs = step(&mut *program, group.iter().map(segment).collect());
+                group.iter().zip(&outputs).for_each(|(s, output)| texts[*s as usize].push(sampled(output)));
+            }
+        }
+        texts
+    };
+    let alone = texts(false);
+    let distinct: std::collections::HashSet<_> = alone[0].iter().collect();
+    eprintln!("{} distinct tokens of {EACH}", distinct.len());
+    assert!(alone == texts(true), "other tokens in company");
 }

@@ -144,6 +144,11 @@ impl Bench {
 
     /// Tokens a second of `streams` sequences from position `at` on.
     fn decode(&mut self, streams: u32, at: u32, n: u32) -> Result<f64> {
+        self.decode_as(false, streams, at, n)
+    }
+
+    /// The same; `prompt`: in the arithmetic of prompts, in which a row's bits are not those of decoding.
+    fn decode_as(&mut self, prompt: bool, streams: u32, at: u32, n: u32) -> Result<f64> {
         let depth = self.program.depth().max(1);
         let mut began = Instant::now();
         let mut flying = 0;
@@ -156,8 +161,8 @@ impl Bench {
                 }
                 began = Instant::now();
             }
-            let segments =
-                (0..streams).map(|slot| self.segment(slot, at + i, Input::LastSampled, 1)).collect();
+            let segment = |slot| Segment { prompt, ..self.segment(slot, at + i, Input::LastSampled, 1) };
+            let segments = (0..streams).map(segment).collect();
             self.program.submit(Batch { segments })?;
             flying += 1;
             if flying >= depth {
@@ -220,6 +225,10 @@ fn run(gpu: &Cuda, bandwidth: f64, name: &str, loads: bool) -> Result<()> {
             bench.fill(slot, 0, 16)?;
         }
         line(&format!("batch {streams}"), median(|| bench.decode(streams, 16, 64))?, streams, 48);
+        if streams >= 8 {
+            let rate = median(|| bench.decode_as(true, streams, 16, 64))?;
+            line(&format!("as prompts {streams}"), rate, streams, 48);
+        }
     }
     if !small {
         bench.blocks = blocks;
