@@ -13,9 +13,9 @@ use weir_benches::requantise::requantise;
 use weir_scheduler::{Event, Generate, ModelId, RequestId, Sampling};
 
 const HELP: &str = "\
-speculation [--device cpu|cuda|wgpu] [--repetitions N] [--tokens N] [--draft FILE] [MODEL.gguf | NAME]...
+speculation [--device cpu|cuda|wgpu] [--repetitions N] [--tokens N] [--draft FILE] [--only REQUEST] [MODEL.gguf | NAME]...
 speculation --copy TYPE FROM.gguf TO.gguf
-NAME is looked for as NAME.gguf in the folder WEIR_TEST_MODELS (smollm2 where none is given). With --draft that model guesses too; a
+NAME is looked for as NAME.gguf in the folder WEIR_TEST_MODELS (smollm2 where none is given). --only takes requests whose name begins so. With --draft that model guesses too; a
 third column is without it, by what text repeats alone. --copy writes the same model with its matrices as F32, F16, BF16, Q8_0, Q5_0, Q4_1 or
 Q4_0 (embedding and output matrix as Q8_0 at least): a larger one to guess for, or a smaller one that guesses";
 
@@ -33,6 +33,7 @@ struct Options {
     repetitions: usize,
     tokens: u32,
     draft: Option<PathBuf>,
+    only: String,
     models: Vec<String>,
 }
 
@@ -96,7 +97,9 @@ fn model(device: &dyn Device, name: &str, options: &Options) -> Result<()> {
     if options.draft.is_some() {
         sides.push(open(Speculation::Auto, None)?);
     }
-    for (request, text, temperature) in ASKED {
+    for (request, text, temperature) in
+        ASKED.iter().copied().filter(|asked| asked.0.starts_with(&options.only))
+    {
         let prompt = prompt(&sides[0], text)?;
         let (mut rates, mut ids) = (vec![Vec::new(); sides.len()], vec![Vec::new(); sides.len()]);
         let before = sides[1].engine.status();
@@ -169,8 +172,14 @@ fn median(mut all: Vec<f64>) -> f64 {
 }
 
 fn parse() -> Result<Option<Options>> {
-    let mut options =
-        Options { device: "cpu".into(), repetitions: 5, tokens: 256, draft: None, models: Vec::new() };
+    let mut options = Options {
+        device: "cpu".into(),
+        repetitions: 5,
+        tokens: 256,
+        draft: None,
+        only: String::new(),
+        models: Vec::new(),
+    };
     let mut arguments = std::env::args().skip(1);
     while let Some(argument) = arguments.next() {
         let mut value = || arguments.next().with_context(|| format!("{argument} wants a value"));
@@ -178,6 +187,7 @@ fn parse() -> Result<Option<Options>> {
             "--help" | "-h" => return Ok(None),
             "--device" => options.device = value()?,
             "--repetitions" => options.repetitions = value()?.parse()?,
+            "--only" => options.only = value()?,
             "--draft" => options.draft = Some(value()?.into()),
             "--tokens" => options.tokens = value()?.parse()?,
             flag if flag.starts_with('-') => bail!("{flag} is not known\n{HELP}"),
