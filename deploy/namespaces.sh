@@ -134,6 +134,6 @@ if [ -n "$etcd" ]; then
     check "the first scheduler was killed, the second answers" answered
     key=$owner
     two_nodes() { metrics 10.99.7.6 | grep -q '^weir_nodes 2$'; }
-    check "and has the nodes that are left" two_nodes
+    until_true "and has the nodes that are left" two_nodes
 fi
 echo "all is well"

@@ -180,12 +180,21 @@ impl Keys {
     pub fn open_shared(state: State, etcd: Etcd) -> Result<Keys, KeptError> {
         for (_, key) in state.all::<_, Key, _>(KEYS, |_| ())? {
             let name = format!("{SHARED}{}", key.name);
-            let counted = etcd.get(NUMBERS)?;
-            let last = counted.as_ref().and_then(|found| serde_json::from_slice(&found.value).ok());
-            let most = last.unwrap_or(0).max(key.number);
-            let puts = [put(&name, &key), put(NUMBERS, &most)];
-            // Whatever others have done meanwhile holds.
-            etcd.transact(&[(&name, 0), (NUMBERS, counted.map_or(0, |c| c.revision))], &puts, &[])?;
+            for _ in 0..TRIES {
+                let found = etcd.transact(&[], &[Op::Get(name.clone()), Op::Get(NUMBERS.into())], &[])?.found;
+                if found.first().is_some_and(Option::is_some) {
+                    break;
+                }
+                let counted = found.into_iter().nth(1).flatten();
+                let last: u64 =
+                    counted.as_ref().and_then(|c| serde_json::from_slice(&c.value).ok()).unwrap_or(0);
+                // Another scheduler's key may have its number.
+                let key = Key { number: last + 1, ..key.clone() };
+                let when = [(name.as_str(), 0), (NUMBERS, counted.map_or(0, |c| c.revision))];
+                if etcd.transact(&when, &[put(&name, &key), put(NUMBERS, &key.number)], &[])?.succeeded {
+                    break;
+                }
+            }
         }
         let found = etcd.list(SHARED, 0)?.0;
         let some = !found.is_empty();
@@ -217,6 +226,11 @@ impl Keys {
     /// Whether there never was one: then nobody is asked for any.
     pub fn is_empty(&self) -> bool {
         !self.some && self.read().names.is_empty()
+    }
+
+    /// Whether other schedulers have them, too.
+    pub fn is_shared(&self) -> bool {
+        self.etcd.is_some()
     }
 
     /// Makes a key, and returns its secret, which is not kept. Blocks until it is on disk.
@@ -426,6 +440,41 @@ mod tests {
         let state = State::open(folder.path()).unwrap();
         state.set(KEYS, "a", Some(&["of a later program"])).unwrap();
         assert!(!Keys::open(state).unwrap().is_empty());
+    }
+
+    #[test]
+    fn schedulers_that_come_together_bring_their_keys_and_no_number_is_there_twice() {
+        let Some(server) = weir_tests::EtcdServer::start() else { return };
+        let config = crate::etcd::EtcdConfig {
+            endpoints: vec![server.url()],
+            prefix: "/weir/".into(),
+            user: None,
+            ca: None,
+        };
+        let etcd = Etcd::new(&config).unwrap();
+        let new = |name: &str| NewKey { name: name.into(), ..NewKey::default() };
+        let folders = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
+        let states = folders.each_ref().map(|folder| State::open(folder.path()).unwrap());
+        for (state, name) in states.iter().zip(["a", "b"]) {
+            Keys::open(state.clone()).unwrap().add(new(name), at(0)).unwrap();
+        }
+        let [one, two] = states.map(|state| Keys::open_shared(state, etcd.clone()).unwrap());
+        one.add(new("c"), at(0)).unwrap();
+        let (_, secret) = two.add(new("d"), at(0)).unwrap();
+        assert!(
+            matches!(two.add(new("c"), at(0)), Err(KeyError::Twice(_))),
+            "though it has not heard of it yet"
+        );
+        let mut numbers = Vec::new();
+        for found in etcd.list(SHARED, 0).unwrap().0 {
+            assert!(one.learn(&found.key, &found.value));
+            numbers.push(serde_json::from_slice::<Key>(&found.value).unwrap().number);
+        }
+        numbers.sort_unstable();
+        assert_eq!(numbers, [1, 2, 3, 4]);
+        assert_eq!(one.find(secret.as_bytes(), at(1)).unwrap().name, "d");
+        one.revoke("d").unwrap();
+        assert!(two.add(new("d"), at(2)).is_ok(), "a revoked key's name can be had again");
     }
 
     #[test]

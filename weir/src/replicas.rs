@@ -2,7 +2,7 @@
 //!
 //! A thread asks twice a second for what has changed since it asked last, by a range with a least revision: one call, with
 //! nothing to keep open or to begin anew after compaction, and what it costs etcd is small beside a transaction. Where a
-//! scheduler is hangs on a lease: who dies is gone from the list within [`LEASE_S`] seconds. While etcd is away the last list
+//! scheduler is hangs on a lease: who dies is gone from the list within ten seconds. While etcd is away the last list
 //! and all that is known hold.
 use crate::books::Sharing;
 use crate::cluster::{Changed, Cluster, Schedulers};

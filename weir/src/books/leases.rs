@@ -193,7 +193,11 @@ impl Leases {
             let name = entry.key.strip_prefix(BOOKS).unwrap_or_default();
             let Some((window, account)) = window_of(name) else { continue };
             if lasts(&account, window, now_s()) {
-                inside.accounts.entry((account, window)).or_default().see(Some(entry), self.replica())?;
+                let lease = inside.accounts.entry((account, window)).or_default();
+                // Nothing more of it is leased; the others are none the worse.
+                if let Err(error) = lease.see(Some(entry), self.replica()) {
+                    tracing::warn!("{error}");
+                }
             }
         }
         self.tell(&mut inside);

@@ -1,5 +1,5 @@
 //! `weir link`, `weir nodes`, `weir revoke`, `weir drain`: the owner's commands to a running scheduler.
-use super::output::table;
+use super::output::{note, table};
 use super::serving::Serving;
 use crate::config::Config;
 use hyper::Method;
@@ -133,6 +133,14 @@ impl Nodes {
         if self.json {
             writeln!(stdout(), "{}", serde_json::to_string_pretty(&nodes)?)?;
             return Ok(());
+        }
+        if let Some(schedulers) = answer["schedulers"].as_array() {
+            let told = |one: &Value| {
+                let own = if one["own"] == true { " (this one)" } else { "" };
+                format!("{}{own}", one["addresses"][0].as_str().unwrap_or("?"))
+            };
+            let all: Vec<String> = schedulers.iter().map(told).collect();
+            note(&format!("Schedulers: {}", all.join(", ")));
         }
         let head = ["ID", "NAME", "STATE", "RUNNING", "TOKENS", "MODELS"].map(str::to_owned).to_vec();
         let rows: Vec<Vec<String>> = std::iter::once(head).chain(nodes.iter().map(row)).collect();

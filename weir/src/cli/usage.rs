@@ -1,7 +1,7 @@
 //! `weir usage`: what was asked for, and what it cost.
 use super::key::{Owner, Place, ask, now_s};
 use super::members::time;
-use super::output::table;
+use super::output::{note, table};
 use crate::books::{Books, By};
 use crate::config::Config;
 use crate::gateway::{since_ms, sum};
@@ -16,7 +16,8 @@ use std::time::Duration;
 #[derive(clap::Args)]
 #[command(after_help = "\
 Requests are kept one by one for 30 days, and then as sums of a day (UTC) for two years. An API's call for n answers counts
-as n requests; one with several tags is in the sum of each.
+as n requests; one with several tags is in the sum of each. Of schedulers that share a cluster each has the rows of those
+that it was asked; what `weir key list` says of budgets is of all.
 
 Examples:
   weir usage
@@ -66,6 +67,11 @@ impl Usage {
             Owner::Running(serving) => {
                 let wanted = json!({ "since_s": since_s, "by": by });
                 let mut answer = ask(&serving, Method::POST, "usage", Some(&wanted))?;
+                if answer["shared"] == true {
+                    note(
+                        "These requests were asked of this scheduler; the others of its cluster have rows of their own.",
+                    );
+                }
                 serde_json::from_value(answer["usage"].take()).context("what answers is no scheduler")?
             }
             Owner::State(state, _) => {

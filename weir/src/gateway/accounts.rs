@@ -83,7 +83,8 @@ pub(super) async fn respond(
             let Asked { since_s, by } = parse(&body)?;
             let since_ms = since_ms(since_s);
             let sums = on_thread(move || books.usage(since_ms, by)).await??;
-            Ok(answer(&json!({ "usage": sums.iter().map(sum).collect::<Vec<_>>() })))
+            let sums: Vec<Value> = sums.iter().map(sum).collect();
+            Ok(answer(&json!({ "usage": sums, "shared": keys.is_shared() })))
         }
         (Route::Keys, _) => Err(ApiError::method("GET, POST")),
         _ => Err(ApiError::method("POST")),

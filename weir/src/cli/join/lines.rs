@@ -261,3 +261,51 @@ impl Serving {
         Ok(Lost::For(why.to_string()))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use weir_node::{Machine, Stock};
+    use weir_transport::{Identity, Replica};
+
+    fn serving(folder: &std::path::Path) -> Serving {
+        let identity = Identity::generate().unwrap();
+        let cluster = identity.public().fingerprint();
+        let addresses = vec!["link:1".to_owned()];
+        let home = Belonging { identity, addresses, cluster, token: None, ask: false, trusting: false };
+        let worker = Worker::new("n", Machine::default(), Vec::new(), Stock::none());
+        Serving::new(worker, Dialer::new().unwrap(), home, "n".into(), folder.to_owned())
+    }
+
+    fn says(own: &str, all: &[&str]) -> Schedulers {
+        let replica = |id: &&str| Replica { id: (*id).to_owned(), addresses: vec![format!("{id}:1")] };
+        Schedulers { own: Some(own.to_owned()), all: all.iter().map(replica).collect() }
+    }
+
+    #[tokio::test]
+    async fn each_scheduler_has_one_line_and_the_last_of_them_is_never_given_up() {
+        let folder = tempfile::tempdir().unwrap();
+        let serving = serving(folder.path());
+        let line = |id: Option<&str>| Mutex::new(id.map(str::to_owned));
+        let first = line(None);
+        assert!(serving.heard(&first, &says("a", &["a", "b"])));
+        assert_eq!(serving.unserved(), ["b"]);
+        assert!(serving.unserved().is_empty(), "once");
+        let second = line(Some("b"));
+        assert!(!serving.heard(&second, &says("a", &["a", "b"])), "an address of both led to the first");
+        assert!(serving.heard(&second, &says("b", &["a", "b"])));
+        let whither = |id: &str| serving.whither(Some(&id.to_owned()));
+        assert_eq!(whither("b").unwrap(), ["b:1"]);
+        // It is gone from the list: while the other is up nobody looks for it.
+        serving.down(&second);
+        assert!(serving.heard(&first, &says("a", &["a"])));
+        assert_eq!(whither("b"), None);
+        serving.down(&first);
+        assert!(serving.heard(&line(None), &says("c", &["c"])));
+        serving.known().lines.clear();
+        assert_eq!(whither("a").unwrap(), ["c:1", "link:1"], "with none up, anywhere");
+        assert!(std::fs::read_to_string(folder.path().join("node.json")).unwrap().contains("c:1"));
+        let alone = Schedulers::default();
+        assert!(serving.heard(&line(None), &alone), "who is alone has no name");
+    }
+}
