@@ -108,12 +108,18 @@ fn grade(agreed: usize) -> usize {
 pub(super) struct Pace {
     /// Seconds; 0 where nothing is known yet.
     times: [f32; CLASSES.len()],
+    /// Steps seen of each class, as far as that matters.
+    seen: [u8; CLASSES.len()],
 }
 
 /// Most rows of each class of steps.
 const CLASSES: [usize; 9] = [1, 2, 4, 6, 8, 12, 16, 24, STEP_ROWS_MAX];
 /// What a row is thought to add before that is known: of the time of the largest step that is known.
 pub(super) const ROW_GUESS: f32 = 0.12;
+/// The first steps of a class, which a device may prepare itself for: they tell nothing.
+const FIRST: u8 = 2;
+/// Steps after those of which the quickest counts.
+const TRIED: u8 = FIRST + 2;
 
 impl Pace {
     fn class(rows: usize) -> Option<usize> {
@@ -121,12 +127,18 @@ impl Pace {
     }
 
     /// A step of so many rows took so long. Other work of the machine only ever adds, so less is believed sooner than
-    /// more.
+    /// more; and devices take long over what they do for the first time, which must not be what a class is judged by for ever.
     pub(super) fn took(&mut self, rows: usize, time: Duration) {
         let (Some(class), true) = (Pace::class(rows), time > Duration::ZERO) else { return };
-        let (known, time) = (&mut self.times[class], time.as_secs_f32());
+        let (known, seen, time) = (&mut self.times[class], &mut self.seen[class], time.as_secs_f32());
+        *seen = seen.saturating_add(1);
         let weight = if time < *known { 0.25 } else { 1.0 / 32.0 };
-        *known = if *known == 0.0 { time } else { *known + weight * (time - *known) };
+        *known = match *seen {
+            ..=FIRST => return,
+            _ if *known == 0.0 => time,
+            ..=TRIED => known.min(time),
+            _ => *known + weight * (time - *known),
+        };
     }
 
     /// How many times as long a step of `more` rows takes as one of `rows`.
@@ -226,8 +238,13 @@ mod tests {
         let ms = |n: u64| Duration::from_millis(n);
         let mut pace = Pace::default();
         assert!(pace.ratio(1, 5) > 1.2);
-        pace.took(1, ms(10));
-        pace.took(5, ms(30));
+        // a device prepares itself for what is new
+        for time in [900, 800, 11, 10] {
+            pace.took(1, ms(time));
+        }
+        for time in [700, 600, 30] {
+            pace.took(5, ms(time));
+        }
         assert!((pace.ratio(1, 6) - 3.0).abs() < 0.01);
         assert!((pace.ratio(1, 3) - 1.8).abs() < 0.01, "in between: {}", pace.ratio(1, 3));
         (0..50).for_each(|_| pace.took(5, ms(12)));
