@@ -221,7 +221,7 @@ impl Driver {
 
     /// A model that can be asked for, once a node holds it: one loads it if none does. Fails if none will.
     pub async fn bring(&self, model: Wanted) -> Result<Arc<ServedModel>, Failure> {
-        let gone = |_| Failure { kind: FailureKind::Internal, message: "the scheduler has stopped".into() };
+        let gone = |_| Failure { kind: FailureKind::Busy, message: "the scheduler has stopped".into() };
         let (reply, found) = oneshot::channel();
         self.inner.commands.send(Command::Want { model, reply }).await.map_err(|_| gone(()))?;
         let id = found.await.map_err(|_| gone(()))??;
@@ -259,7 +259,7 @@ impl Driver {
             Generation { id, events, course: client.course.clone(), cancels: self.inner.cancels.clone() };
         let (reply, accepted) = oneshot::channel();
         let ask = Box::new(Generate { request: id, attempt: 0, ..ask });
-        let gone = |_| Failure { kind: FailureKind::Internal, message: "the scheduler has stopped".into() };
+        let gone = |_| Failure { kind: FailureKind::Busy, message: "the scheduler has stopped".into() };
         self.inner.commands.send(Command::Submit { ask, client, reply }).await.map_err(|_| gone(()))?;
         accepted.await.map_err(|_| gone(()))??;
         Ok(generation)

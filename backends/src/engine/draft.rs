@@ -133,12 +133,11 @@ impl Pace {
         let (known, seen, time) = (&mut self.times[class], &mut self.seen[class], time.as_secs_f32());
         *seen = seen.saturating_add(1);
         let weight = if time < *known { 0.25 } else { 1.0 / 32.0 };
-        *known = match *seen {
-            ..=FIRST => return,
-            _ if *known == 0.0 => time,
-            ..=TRIED => known.min(time),
-            _ => *known + weight * (time - *known),
-        };
+        if *seen > TRIED {
+            *known += weight * (time - *known);
+        } else if *seen > FIRST {
+            *known = if *known == 0.0 { time } else { known.min(time) };
+        }
     }
 
     /// How many times as long a step of `more` rows takes as one of `rows`.

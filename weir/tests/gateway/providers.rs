@@ -153,7 +153,7 @@ async fn a_message_to_who_speaks_openais_is_translated() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_provider_that_is_busy_is_overloaded() {
+async fn what_a_provider_finds_wrong_is_said() {
     let (server, _mock) = house("anthropic", vec![Script::error(400, "too many pixels")]).await;
     let reply = server.post(TOOLS, &messages()).await;
     assert_eq!(
