@@ -37,8 +37,8 @@ const DEADLINE_EXCEEDED: u64 = 4;
 const UNAVAILABLE: u64 = 14;
 const UNAUTHENTICATED: u64 = 16;
 
-/// Where etcd is, and who we are there.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// Where etcd is, and who we are there. Its `Debug` hides the password.
+#[derive(Clone, PartialEq, Eq)]
 pub struct EtcdConfig {
     /// `http://HOST:2379`; the next is asked where one doesn't answer.
     pub endpoints: Vec<String>,
@@ -48,6 +48,18 @@ pub struct EtcdConfig {
     pub user: Option<(String, String)>,
     /// Whose certificates are trusted (PEM); those that the system trusts, where none.
     pub ca: Option<PathBuf>,
+}
+
+impl fmt::Debug for EtcdConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let user = self.user.as_ref().map(|(name, _)| name);
+        f.debug_struct("EtcdConfig")
+            .field("endpoints", &self.endpoints)
+            .field("prefix", &self.prefix)
+            .field("user", &user)
+            .field("ca", &self.ca)
+            .finish()
+    }
 }
 
 /// Why etcd did not do something.
@@ -467,6 +479,35 @@ mod tests {
         for endpoints in [vec![], vec!["ftp://x".to_owned()]] {
             let wrong = EtcdConfig { endpoints, ..config.clone() };
             assert!(matches!(Etcd::new(&wrong), Err(EtcdError::Config(_))));
+        }
+    }
+    #[test]
+    fn a_user_needs_the_password() {
+        let Some(server) = weir_tests::EtcdServer::start() else { return };
+        let ask = |path: &str, body: Value| {
+            let asked = weir_tests::Connection::open(server.address, "POST", path, &body.to_string());
+            let reply = asked.unwrap().reply().unwrap();
+            assert_eq!(reply.status, 200, "{path}: {reply:?}");
+        };
+        ask("/v3/auth/user/add", json!({ "name": "root", "password": "geheim" }));
+        ask("/v3/auth/role/add", json!({ "name": "root" }));
+        ask("/v3/auth/user/grant", json!({ "user": "root", "role": "root" }));
+        ask("/v3/auth/enable", json!({}));
+        let by = |user: Option<&str>| {
+            let user = user.map(|password| ("root".to_owned(), password.to_owned()));
+            let config =
+                EtcdConfig { endpoints: vec![server.url()], prefix: "/weir/".into(), user, ca: None };
+            assert!(!format!("{config:?}").contains("geheim"));
+            Etcd::new(&config).unwrap()
+        };
+        let put = [Op::Put { key: "x".into(), value: b"1".to_vec(), lease: None }];
+        let known = by(Some("geheim"));
+        assert!(known.transact(&[], &put, &[]).unwrap().succeeded);
+        assert_eq!(known.get("x").unwrap().unwrap().value, b"1");
+        for stranger in [by(None), by(Some("wrong"))] {
+            let error = stranger.get("x").unwrap_err();
+            assert!(matches!(&error, EtcdError::Refused(_)), "{error}");
+            assert!(!error.to_string().contains("wrong"), "{error}");
         }
     }
 }
