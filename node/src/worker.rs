@@ -121,8 +121,40 @@ pub enum WorkerError {
 /// What a scheduler has been told.
 #[derive(Default)]
 struct Heard {
-    models: HashMap<ModelId, ModelStatus>,
+    models: HashMap<ModelId, (ModelStatus, u32)>,
     caches: Caches,
+    own: Own,
+}
+
+/// Requests of one scheduler that run here, by model.
+#[derive(Clone, Default)]
+struct Own(Arc<Mutex<HashMap<ModelId, u32>>>);
+
+/// Takes one from a scheduler's count when it goes.
+struct Counted<'a>(&'a Own, ModelId);
+
+impl Own {
+    fn change(&self, model: ModelId, by: impl Fn(u32) -> u32) {
+        let mut counts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let count = counts.entry(model).or_default();
+        *count = by(*count);
+    }
+
+    fn of(&self, model: ModelId) -> u32 {
+        let counts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        counts.get(&model).copied().unwrap_or(0)
+    }
+
+    fn count(&self, model: ModelId) -> Counted<'_> {
+        self.change(model, |n| n + 1);
+        Counted(self, model)
+    }
+}
+
+impl Drop for Counted<'_> {
+    fn drop(&mut self) {
+        self.0.change(self.1, |n| n.saturating_sub(1));
+    }
 }
 
 impl From<FrameError> for WorkerError {
@@ -295,8 +327,8 @@ impl Worker {
         loop {
             tokio::select! {
                 stream = link.accept() => {
-                    let (stream, worker) = (stream?, self.clone());
-                    requests.spawn(async move { worker.answer(stream).await });
+                    let (stream, worker, own) = (stream?, self.clone(), told.own.clone());
+                    requests.spawn(async move { worker.answer(stream, &own).await });
                 }
                 Ok(()) = changed.changed() => control.send.send(Frame::profile(&self.profile(orders))).await?,
                 _ = beat.tick() => self.beat(&mut control, &mut told).await?,
@@ -333,11 +365,21 @@ impl Worker {
     /// Sends a heartbeat with what has changed since the last.
     async fn beat(&self, control: &mut Stream, told: &mut Heard) -> Result<(), WorkerError> {
         let residents = self.residents();
+        let mut others = Vec::new();
         let mut models: Vec<ModelStatus> = residents.iter().map(Resident::status).collect();
-        models.retain(|now| told.models.insert(now.model, now.clone()).as_ref() != Some(now));
+        models.retain(|now| {
+            let running = residents.iter().find(|r| r.held.model == now.model).map_or(0, Resident::running);
+            let others_now = running.saturating_sub(told.own.of(now.model));
+            if others_now > 0 {
+                others.push((now.model, others_now));
+            }
+            let now = (now.clone(), others_now);
+            told.models.insert(now.0.model, now.clone()) != Some(now)
+        });
+        others.retain(|(model, _)| models.iter().any(|status| status.model == *model));
         let caches = told.caches.news();
         told.caches.look(&residents);
-        let status = Frame::status(Status { draining: *self.draining.borrow(), models, caches });
+        let status = Frame::status(Status { draining: *self.draining.borrow(), models, caches, others });
         // A scheduler that doesn't read heartbeats is gone or stuck.
         let sent = timeout(GREETING, control.send.send(status)).await;
         Ok(sent.map_err(|_| WorkerError::Greeting("it reads no heartbeats"))??)
@@ -400,7 +442,7 @@ impl Worker {
     }
 
     /// Runs the request of a stream. A stream that says nonsense is reset.
-    async fn answer(&self, mut stream: Stream) {
+    async fn answer(&self, mut stream: Stream, own: &Own) {
         let ask = match timeout(GREETING, stream.receive.next()).await {
             Ok(Ok(Some(frame))) => match frame.read() {
                 Ok(Message::Generate(ask)) => *ask,
@@ -412,10 +454,10 @@ impl Worker {
             Ok(_) | Err(_) => return,
         };
         let about = about(ask.trace);
-        self.carry_out(ask, stream).instrument(about).await;
+        self.carry_out(ask, stream, own).instrument(about).await;
     }
 
-    async fn carry_out(&self, ask: Generate, mut stream: Stream) {
+    async fn carry_out(&self, ask: Generate, mut stream: Stream, own: &Own) {
         let (request, attempt) = (ask.request, ask.attempt);
         let mut report = Report { worker: self, progress: Progress::new(&ask), resident: None };
         stream.send.set_urgency(match ask.priority {
@@ -426,6 +468,7 @@ impl Worker {
         let failed = match self.holdings.find(|r| r.held.model == ask.model) {
             Some(resident) => {
                 let resident = report.resident.insert(resident);
+                let _counted = own.count(ask.model);
                 resident.run(ask, &mut stream, &mut report.progress).await.err()
             }
             None => Some(Failure {

@@ -188,6 +188,8 @@ pub struct Status {
     pub models: Vec<ModelStatus>,
     /// Of each model whose cache has, as far as it was told; no more than [`PREFIXES_MAX`] blocks in all.
     pub caches: Vec<CacheStatus>,
+    /// Requests that run for other schedulers of the cluster, of those of [`Status::models`] that have some.
+    pub others: Vec<(ModelId, u32)>,
 }
 
 /// What has changed in a model's KV cache on a node.

@@ -20,6 +20,8 @@ pub(crate) const BUSY_PAUSE: Duration = Duration::from_millis(50);
 const COMMON_OUTPUT: u32 = 128;
 /// A node that is lost so soon after it came has failed.
 const FLAP: Duration = Duration::from_secs(60);
+/// Requests of other schedulers that a node is believed to have, at most.
+const OTHERS_MAX: u32 = 1 << 20;
 
 /// A node of the pool.
 #[derive(Debug)]
@@ -191,7 +193,7 @@ impl Pool {
     /// Whether less than half of a model's slots on a node are used.
     pub fn has_spare_room(&self, id: NodeId, model: ModelId) -> bool {
         let serving = self.nodes.get(&id).and_then(|node| node.models.get(&model));
-        serving.is_some_and(|s| 2 * s.total() < s.held.slots)
+        serving.is_some_and(|s| 2 * s.busy() < s.held.slots)
     }
 
     /// How many there are.
@@ -327,6 +329,14 @@ impl Pool {
             let Some(serving) = node.models.get_mut(&news.model) else { continue };
             if serving.alive && !news.alive {
                 died.push(news.model);
+            }
+            let others = status
+                .others
+                .iter()
+                .find(|(model, _)| *model == news.model)
+                .map_or(0, |(_, n)| (*n).min(OTHERS_MAX));
+            if std::mem::replace(&mut serving.others, others) != others {
+                changed.push(news.model);
             }
             all |= serving.alive != news.alive;
             serving.alive = news.alive;

@@ -64,6 +64,8 @@ pub(crate) struct Serving {
     pub kv_blocks_free: u32,
     /// Our requests there, by priority.
     pub running: [u32; 3],
+    /// Requests there of other schedulers, by its last heartbeat.
+    pub others: u32,
     /// Prompt tokens of our requests there that have no token yet.
     pub queued_tokens: u64,
     /// Observed over stated time, of prefill and of decode.
@@ -86,6 +88,7 @@ impl Serving {
             demand: 1.0,
             kv_blocks_free: held.kv_blocks,
             running: [0; 3],
+            others: 0,
             queued_tokens: 0,
             prefill_ratio: 1.0,
             decode_ratio: 1.0,
@@ -120,7 +123,7 @@ impl Serving {
 
     /// From one token to the next with what runs now, as observed.
     pub fn token_time(&self) -> Duration {
-        self.held.rates.token_time(self.total(), self.held.slots).mul_f64(self.decode_ratio)
+        self.held.rates.token_time(self.busy(), self.held.slots).mul_f64(self.decode_ratio)
     }
 
     /// Our requests there.
@@ -128,10 +131,16 @@ impl Serving {
         self.running.iter().sum()
     }
 
+    /// All requests there, as far as is known.
+    pub fn busy(&self) -> u32 {
+        self.total().saturating_add(self.others)
+    }
+
     /// A slot is free, or would be if those of lesser priority stepped aside; what waits there is bounded.
     pub fn has_room(&self, now: Time, priority: Priority) -> bool {
-        let ahead: u32 = self.running[priority as usize..].iter().sum();
-        now >= self.busy_until && ahead < self.held.slots && self.total() < 2 * self.held.slots
+        // of what priority others' are isn't known
+        let ahead = self.running[priority as usize..].iter().sum::<u32>().saturating_add(self.others);
+        now >= self.busy_until && ahead < self.held.slots && self.busy() < 2 * self.held.slots
     }
 
     /// DESIGN: `ttft = (queued + prompt - cached) / prefill rate`, corrected by what was observed.
@@ -142,10 +151,10 @@ impl Serving {
         let rate = f64::from(rates.prefill_tokens_per_s.max(1e-3));
         let to_compute = self.queued_tokens + tokens - cached;
         let prefill_s = to_compute as f64 / rate;
-        let stated_token_time = rates.token_time(self.total() + 1, self.held.slots);
+        let stated_token_time = rates.token_time(self.busy().saturating_add(1), self.held.slots);
         let token_time = stated_token_time.mul_f64(self.decode_ratio);
         let seconds = |s: f64| Duration::from_secs_f64(s.min(1e6));
-        let others = self.total();
+        let others = self.busy();
         let slower = stated_token_time.saturating_sub(rates.token_time(others.max(1), self.held.slots));
         let own_prefill_s = (tokens - cached) as f64 / rate * self.prefill_ratio;
         Prediction {

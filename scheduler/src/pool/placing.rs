@@ -221,7 +221,7 @@ impl Pool {
             labels: &node.labels,
             held: &serving.held,
             resident: true,
-            running: serving.total(),
+            running: serving.busy(),
             ttft: prediction.ttft,
             total: prediction.total(search.expected_output),
             burden: prediction.burden(search.expected_output),

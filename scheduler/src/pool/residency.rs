@@ -162,7 +162,7 @@ impl Pool {
     ) -> Option<(f64, Vec<ModelId>)> {
         let mut idle: Vec<(f64, u64, ModelId)> = Vec::new();
         for (id, serving) in &node.models {
-            let quiet = serving.total() == 0 && now.since(serving.used) >= limits.settle;
+            let quiet = serving.busy() == 0 && now.since(serving.used) >= limits.settle;
             if quiet && !serving.held.pinned && !serving.leaving && !awaited(*id) {
                 let holders = self.groups.get(id).map_or(1, |group| group.holders().take(8).count().max(1));
                 idle.push((serving.demand(now) / holders as f64, serving.held.bytes, *id));
@@ -202,7 +202,7 @@ impl Pool {
     pub fn idle(&self, now: Time, limits: &Limits) -> Vec<(NodeId, ModelId)> {
         let of_node = |(id, node): (&NodeId, &Node)| {
             let idle = node.models.iter().filter(|(_, s)| {
-                let quiet = s.total() == 0 && now.since(s.used) >= limits.idle_unload;
+                let quiet = s.busy() == 0 && now.since(s.used) >= limits.idle_unload;
                 quiet && !s.held.pinned && !s.leaving
             });
             idle.map(|(model, _)| (*id, *model)).collect::<Vec<_>>()

@@ -523,6 +523,33 @@ fn heartbeats_tell_of_caches() {
     assert_eq!(asks(&mut s, 4), 0);
 }
 
+/// What a node does for other schedulers of the cluster counts as if it were for this one.
+#[test]
+fn heartbeats_tell_of_other_schedulers() {
+    let beat = |s: &mut Scheduler, node: u64, others: u32| {
+        let others = if others > 0 { vec![(MODEL, others)] } else { Vec::new() };
+        let status = Status { models: vec![status(true)], others, ..Status::default() };
+        s.handle(at(1), Input::Node { node: NodeId(node), from: FromNode::Status(status) });
+    };
+    let asks = |s: &mut Scheduler, id| {
+        s.handle(at(2), Input::Submit(Box::new(ask(id, vec![1; 40], 10))));
+        let node = sent(&outputs(s)).first().map(|sent| sent.0);
+        s.handle(at(2), Input::Cancel(RequestId(id)));
+        outputs(s);
+        node
+    };
+    let mut s = scheduler(2);
+    for (id, (first, second, expected)) in
+        [(0, 2, Some(0)), (2, 0, Some(1)), (1000, 0, Some(1)), (1000, u32::MAX, None), (0, 1000, Some(0))]
+            .into_iter()
+            .enumerate()
+    {
+        beat(&mut s, 0, first);
+        beat(&mut s, 1, second);
+        assert_eq!(asks(&mut s, id as u64 + 1), expected, "{first} and {second}");
+    }
+}
+
 /// A node guesses its pace until it has worked; then it corrects itself, and what we had made of its guess is not
 /// counted on top.
 #[test]

@@ -165,6 +165,15 @@ fn cache(cache: vocabulary::CacheStatus) -> Extension {
     Extension { number: CACHE, must: false, value }
 }
 
+/// The number of an extension of [`Status`]: requests of other schedulers for a model: its id, and their number (u32, little endian).
+pub(super) const OTHERS: u16 = 2;
+
+fn others((model, requests): (vocabulary::ModelId, u32)) -> Extension {
+    let mut value = model.0.to_vec();
+    value.extend_from_slice(&requests.to_le_bytes());
+    Extension { number: OTHERS, must: false, value }
+}
+
 /// The number of an extension of [`Generate`]: the grammar of its output, UTF-8. Tokens that don't follow it would be wrong,
 /// so it must be understood.
 pub(super) const GRAMMAR: u16 = 1;
@@ -325,7 +334,7 @@ impl From<vocabulary::Status> for Status {
         Status {
             draining: s.draining,
             models: s.models.into_iter().map(model).collect(),
-            extensions: s.caches.into_iter().map(cache).collect(),
+            extensions: s.caches.into_iter().map(cache).chain(s.others.into_iter().map(others)).collect(),
         }
     }
 }

@@ -1,7 +1,7 @@
 //! From validated archives to the vocabulary. What makes no sense is refused here, once.
 use super::body::{
     ArchivedCandidate, ArchivedExtension, ArchivedFailed, ArchivedFinished, ArchivedGenerate, ArchivedRates,
-    ArchivedSampling, ArchivedStatus, ArchivedToken, CACHE, GRAMMAR, failure_number, finish_number,
+    ArchivedSampling, ArchivedStatus, ArchivedToken, CACHE, GRAMMAR, OTHERS, failure_number, finish_number,
     priority_number,
 };
 use super::{FrameError, Kind};
@@ -164,8 +164,13 @@ fn cache(value: &[u8]) -> Option<CacheStatus> {
     holds.then(|| CacheStatus { model: ModelId(*model), new: named(&keys[..new]), gone: named(&keys[new..]) })
 }
 
+fn others(value: &[u8]) -> Option<(ModelId, u32)> {
+    let (model, rest) = value.split_first_chunk::<32>()?;
+    Some((ModelId(*model), u32::from_le_bytes(rest.try_into().ok()?)))
+}
+
 pub(super) fn status(s: &ArchivedStatus) -> Result<Status> {
-    extensions(Kind::Status, &s.extensions, &[CACHE])?;
+    extensions(Kind::Status, &s.extensions, &[CACHE, OTHERS])?;
     let models = s.models.iter().map(|m| {
         Ok(ModelStatus {
             model: ModelId(m.model),
@@ -182,9 +187,15 @@ pub(super) fn status(s: &ArchivedStatus) -> Result<Status> {
     let caches = told.map(|extension| cache(extension.value.as_slice()));
     let caches =
         caches.map(|cache| cache.ok_or(FrameError::Senseless { kind: Kind::Status, why: CACHE_WRONG }));
+    let told = s.extensions.iter().filter(|extension| extension.number.to_native() == OTHERS);
+    let others = told.map(|extension| {
+        let why = "what it says of other schedulers is cut off or too long";
+        others(extension.value.as_slice()).ok_or(FrameError::Senseless { kind: Kind::Status, why })
+    });
     Ok(Status {
         draining: s.draining,
         models: models.collect::<Result<_>>()?,
         caches: caches.collect::<Result<_>>()?,
+        others: others.collect::<Result<_>>()?,
     })
 }

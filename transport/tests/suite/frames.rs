@@ -43,6 +43,7 @@ fn what_arrives_is_what_was_sent() {
             Message::Welcome(welcome) => assert_eq!(welcome, samples::welcome()),
             Message::Profile(profile) => assert_eq!(profile, samples::profile()),
             Message::Status(status) if name == "caches" => assert_eq!(status, samples::caches()),
+            Message::Status(status) if name == "others" => assert_eq!(status, samples::others()),
             Message::Status(status) => assert_eq!(status, samples::status()),
             Message::Generate(ask) if name == "grammar" => assert_eq!(*ask, samples::ask_with_grammar()),
             Message::Generate(ask) => assert_eq!(*ask, samples::ask()),

@@ -135,7 +135,7 @@ pub(crate) fn status() -> Status {
         steps: 1 << 40,
         rates: Some(rates()),
     };
-    Status { draining: true, models: vec![model], caches: Vec::new() }
+    Status { draining: true, models: vec![model], ..Status::default() }
 }
 
 /// The same, and what has changed in a cache: the first extension.
@@ -143,6 +143,11 @@ pub(crate) fn caches() -> Status {
     let model = ModelId([1; 32]);
     let cache = CacheStatus { model, new: vec![BlockKey([7; 16])], gone: vec![BlockKey([8; 16])] };
     Status { caches: vec![cache], ..status() }
+}
+
+/// The same, where a model works for other schedulers too: the second extension.
+pub(crate) fn others() -> Status {
+    Status { others: vec![(ModelId([1; 32]), 2)], ..caches() }
 }
 
 pub(crate) fn hello() -> Hello {
@@ -181,5 +186,6 @@ pub(crate) fn all() -> Vec<(&'static str, Frame)> {
         ("piece", Frame::piece(b"some of it")),
         ("caches", Frame::status(caches())),
         ("grammar", Frame::generate(ask_with_grammar()).expect("short enough")),
+        ("others", Frame::status(others())),
     ]
 }
