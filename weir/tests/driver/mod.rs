@@ -152,7 +152,7 @@ async fn the_null_model_answers() {
 
     driver.shutdown().await;
     assert!(!driver.health().live);
-    assert_eq!(driver.generate(ask(vec![1], 1)).await.unwrap_err().kind, FailureKind::Internal);
+    assert_eq!(driver.generate(ask(vec![1], 1)).await.unwrap_err().kind, FailureKind::Busy);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
