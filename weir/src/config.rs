@@ -201,10 +201,62 @@ pub fn environment(name: &str) -> Option<String> {
     std::env::var(name).ok()
 }
 
+/// Variables of the environment that say something of the configuration.
+fn variables() -> Env {
+    let known = [
+        "model",
+        "draft",
+        "http",
+        "api_key",
+        "tls_cert",
+        "tls_key",
+        "insecure_http",
+        "allowed_hosts",
+        "allowed_origins",
+        "url",
+        "key",
+        "device",
+        "threads",
+        "context",
+        "kv",
+        "memory",
+        "speculation",
+        "prompt_usd_per_mtok",
+        "output_usd_per_mtok",
+        "labels",
+        "policy",
+        "cache",
+        "catalog",
+        "state",
+        "etcd",
+        "etcd_prefix",
+        "etcd_user",
+        "etcd_password",
+        "etcd_ca",
+        "log",
+        "log_format",
+        "metrics",
+        "otlp",
+        "conventions",
+    ];
+    // an empty variable is an absent one
+    let set = move |name: &figment::value::UncasedStr| {
+        let name = name.as_str().to_ascii_lowercase();
+        let full = format!("WEIR_{}", name.to_ascii_uppercase());
+        known.contains(&name.as_str()) && environment(&full).is_some_and(|v| !v.is_empty())
+    };
+    Env::prefixed("WEIR_").filter(set)
+}
+
 impl Config {
     /// Defaults, then `file` or else the first of `$WEIR_CONFIG`, `./weir.toml` and the user's own `weir/weir.toml`,
     /// then the environment.
     pub fn load(file: Option<&Path>) -> Result<Config, ConfigError> {
+        Config::of(Config::layers(file)?.merge(variables()))
+    }
+
+    /// What lies below the environment.
+    fn layers(file: Option<&Path>) -> Result<Figment, ConfigError> {
         let mut layers = Figment::from(Serialized::defaults(Config::default()));
         let named = file.map(Path::to_owned).or_else(|| environment("WEIR_CONFIG").map(PathBuf::from));
         match named {
@@ -217,49 +269,10 @@ impl Config {
                 }
             }
         }
-        let known = [
-            "model",
-            "draft",
-            "http",
-            "api_key",
-            "tls_cert",
-            "tls_key",
-            "insecure_http",
-            "allowed_hosts",
-            "allowed_origins",
-            "url",
-            "key",
-            "device",
-            "threads",
-            "context",
-            "kv",
-            "memory",
-            "speculation",
-            "prompt_usd_per_mtok",
-            "output_usd_per_mtok",
-            "labels",
-            "policy",
-            "cache",
-            "catalog",
-            "state",
-            "etcd",
-            "etcd_prefix",
-            "etcd_user",
-            "etcd_password",
-            "etcd_ca",
-            "log",
-            "log_format",
-            "metrics",
-            "otlp",
-            "conventions",
-        ];
-        // an empty variable is an absent one
-        let set = move |name: &figment::value::UncasedStr| {
-            let name = name.as_str().to_ascii_lowercase();
-            let full = format!("WEIR_{}", name.to_ascii_uppercase());
-            known.contains(&name.as_str()) && environment(&full).is_some_and(|v| !v.is_empty())
-        };
-        let layers = layers.merge(Env::prefixed("WEIR_").filter(set));
+        Ok(layers)
+    }
+
+    fn of(layers: Figment) -> Result<Config, ConfigError> {
         let config: Config = layers.extract().map_err(Box::new)?;
         config.check()?;
         Ok(config)
@@ -405,7 +418,8 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("weir.toml");
         std::fs::write(&path, text).unwrap();
-        match (Config::load(Some(&path)), expected) {
+        // whatever the environment of whoever runs this says
+        match (Config::layers(Some(&path)).and_then(Config::of), expected) {
             (Ok(config), Ok(expected)) => assert_eq!(config, expected),
             (Err(error), Err(part)) => assert!(error.to_string().contains(part), "{error}"),
             (got, expected) => panic!("{text}: {got:?} instead of {expected:?}"),

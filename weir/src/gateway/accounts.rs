@@ -2,11 +2,12 @@
 use super::Shared;
 use super::admin::{answer, on_thread, parse};
 use super::body::{self, Body};
+use super::caller::bearer;
 use super::error::ApiError;
 use crate::books::{Books, By, Slice, Sum};
 use crate::keys::{Key, KeyError, Keys, NewKey};
 use crate::state::{KeptError, StateError};
-use hyper::header::{AUTHORIZATION, HeaderMap};
+use hyper::header::HeaderMap;
 use hyper::{Method, Request, Response, StatusCode};
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -28,12 +29,8 @@ pub struct Accounts {
 impl Accounts {
     /// Whether these headers carry the owner's token.
     pub(super) fn knows(&self, headers: &HeaderMap) -> bool {
-        let sent = headers.get(AUTHORIZATION).and_then(|value| {
-            let (scheme, token) = value.as_bytes().split_at_checked(7)?;
-            scheme.eq_ignore_ascii_case(b"bearer ").then_some(token.trim_ascii())
-        });
         // Comparing hashes takes the same time whatever they are.
-        sent.is_some_and(|sent| blake3::hash(sent) == blake3::hash(self.token.as_bytes()))
+        bearer(headers).is_some_and(|sent| blake3::hash(sent) == blake3::hash(self.token.as_bytes()))
     }
 }
 

@@ -4,11 +4,12 @@
 use super::Shared;
 use super::accounts;
 use super::body::{self, Body};
+use super::caller::bearer;
 use super::error::ApiError;
 use crate::cluster::{Asker, Cluster, ClusterError, Invitation, Record};
 use crate::driver::{Driver, News, NodeInfo};
 use bytes::Bytes;
-use hyper::header::{AUTHORIZATION, CACHE_CONTROL, CONTENT_TYPE, HeaderMap, HeaderValue};
+use hyper::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderMap, HeaderValue};
 use hyper::{Method, Request, Response, StatusCode};
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -76,11 +77,6 @@ impl Admin {
         let token = bearer(headers).and_then(|token| std::str::from_utf8(token).ok()?.parse().ok());
         token.is_some_and(|token| self.cluster.has_invited(&token, SystemTime::now()))
     }
-}
-
-fn bearer(headers: &HeaderMap) -> Option<&[u8]> {
-    let (scheme, token) = headers.get(AUTHORIZATION)?.as_bytes().split_at_checked(7)?;
-    scheme.eq_ignore_ascii_case(b"bearer ").then_some(token.trim_ascii())
 }
 
 /// What can be asked for.

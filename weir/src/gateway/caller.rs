@@ -13,13 +13,15 @@ use weir_scheduler::KeyId;
 #[derive(Clone, Debug, Default)]
 pub(super) struct Caller(Option<Arc<Key>>);
 
+/// What `Authorization: Bearer ...` carries.
+pub(super) fn bearer(headers: &HeaderMap) -> Option<&[u8]> {
+    let (scheme, token) = headers.get(header::AUTHORIZATION)?.as_bytes().split_at_checked(7)?;
+    scheme.eq_ignore_ascii_case(b"bearer ").then_some(token.trim_ascii())
+}
+
 /// The key that headers carry: OpenAI's clients send `Authorization: Bearer KEY`, Anthropic's `x-api-key: KEY`.
 pub(super) fn given(headers: &HeaderMap) -> Option<&[u8]> {
-    let bearer = headers.get(header::AUTHORIZATION).and_then(|value| {
-        let (scheme, key) = value.as_bytes().split_at_checked(7)?;
-        scheme.eq_ignore_ascii_case(b"bearer ").then_some(key.trim_ascii())
-    });
-    bearer.or_else(|| Some(headers.get("x-api-key")?.as_bytes().trim_ascii()))
+    bearer(headers).or_else(|| Some(headers.get("x-api-key")?.as_bytes().trim_ascii()))
 }
 
 impl Caller {
